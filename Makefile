@@ -1,0 +1,72 @@
+# make demo    the example: a categorical VAE; leaves a picture in demo/
+# make test    the tests
+# make bench   the measurements; leaves JSON, a table and a plot
+# make lint    ruff, mypy, clang-format, changing nothing;    make format changes
+# make sanitize  the C++ under ASan + UBSan and TSan
+# make build   compile and install into .venv;    make clean removes all that make made
+#
+# Everything runs in .venv, which is made on first use. Another Python: make PYTHON=python3.12 ...
+
+PYTHON ?= python3
+# A compiler process takes about 1 GB with torch's headers.
+export MAX_JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+
+CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp'
+CXX_FILES = $(shell find csrc tests/cpp $(CXX_NAMES))
+BUILD_INPUTS = setup.py pyproject.toml gumbel_ext/_version.py $(shell find csrc -type d -o $(CXX_NAMES))
+
+.PHONY: build demo test bench lint format sanitize clean
+
+build: $(VENV)/.built
+
+demo: build
+	$(RUN) examples/categorical_vae.py --out demo
+
+test: build
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+bench: build
+	$(RUN) benchmarks/bench_cpu.py $(BENCH_ARGS)
+
+lint: build
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.requirements
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+sanitize: build
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/cpp/run_sanitizers.sh
+
+clean:
+	rm -rf $(VENV) build demo gumbel_ext.egg-info gumbel_ext/_built_for.json gumbel_ext/_C.*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Editable: Python files are used where they lie, so that only a change below csrc, or of how it is
+# built, compiles; and then ninja compiles what changed alone. A removed file counts as a change
+# through the folders.
+$(VENV)/.built: $(VENV)/.requirements $(BUILD_INPUTS)
+	$(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.requirements: requirements-dev.txt $(VENV)/.made
+	$(RUN) -m pip install --requirement requirements-dev.txt
+	@touch $@
+
+# The stamp comes after the check of pip, so that a half-made environment is made again.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else \
+	    "gumbel_ext needs Python 3.10 or later, found " + sys.version.split()[0] + \
+	    "; run: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	@$(RUN) -m pip --version > /dev/null
+	@touch $@

@@ -1,0 +1,287 @@
+"""What is measured: the cases, their inputs, and what each contender does with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import environment
+import torch
+import torch.nn.functional as F
+from labels import (
+    ARGMAX,
+    COMPILED,
+    CONTROL,
+    COPY,
+    DTYPES,
+    EAGER,
+    GUMBEL_EXT,
+    HARD_BACKWARD,
+    HARD_FORWARD,
+    HARD_TRAIN,
+    INDEX,
+    INNER_DIM,
+    SAME_TWICE,
+    SHAPES,
+    SOFT_BACKWARD,
+    SOFT_FORWARD,
+    SOFT_TRAIN,
+    SOFTMAX,
+    TINY,
+)
+from timing import Call
+from torch import Tensor
+
+import gumbel_ext
+
+# Sets of inputs for a case: enough to leave the last-level cache. Tensors of which that would take
+# more than MOST_INPUTS live in a cache in real use too.
+MOST_INPUTS = 64
+MOST_INPUT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row group: an operation on one kind of input, raced by several contenders."""
+
+    group: str  # shapes | layouts | workloads | control | memory
+    op: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    dim: int = -1
+    variant: str = "contiguous"  # contiguous | transposed | expanded | -inf logits | mask
+    workload: str = ""
+    compiled: str = "never"  # never | full | always: in which runs torch.compile takes part
+    quick: bool = False  # part of a --quick run
+
+    @property
+    def name(self) -> str:
+        """Path-like name, for --cases."""
+        size = "x".join(map(str, self.shape)) + f"/dim={self.dim}"
+        parts = [self.group, self.workload, self.op, self.dtype, size, self.variant]
+        return "/".join(part.replace(" ", "-") for part in parts if part)
+
+    @property
+    def hard(self) -> bool:
+        """Whether the output is the straight-through one-hot."""
+        return self.op.startswith("hard")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of logits, outputs and gradients."""
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def elements(self) -> int:
+        """Number of logits."""
+        return math.prod(self.shape)
+
+
+def all_cases() -> list[Case]:
+    return [Case("control", CONTROL, (4096, 1024), quick=True), *shapes(), *layouts(), *workloads()]
+
+
+def shapes() -> Iterable[Case]:
+    """The shapes that the performance targets name."""
+    for shape in SHAPES:
+        middle = shape == (4096, 1024)
+        for dtype in DTYPES:
+            float32 = dtype == "float32"
+            ends = shape[1] in (8, 1024, 131072)
+            quick = (float32 and ends) or (dtype == "bfloat16" and middle)
+            often = "always" if float32 and middle else "full"
+            soft_quick = quick or float32
+            yield Case("shapes", SOFT_FORWARD, shape, dtype, compiled=often, quick=soft_quick)
+            yield Case("shapes", HARD_FORWARD, shape, dtype, compiled=often, quick=quick)
+            yield Case("shapes", INDEX, shape, dtype, quick=quick)
+            yield Case("shapes", SOFT_BACKWARD, shape, dtype, quick=quick)
+            yield Case("shapes", HARD_BACKWARD, shape, dtype, quick=quick)
+            if dtype != "float16":
+                compiled = "full" if middle else "never"
+                yield Case("shapes", SOFT_TRAIN, shape, dtype, compiled=compiled, quick=middle)
+                yield Case("shapes", HARD_TRAIN, shape, dtype, compiled=compiled, quick=middle)
+
+    yield Case("shapes", SOFT_FORWARD, INNER_DIM, dim=1, compiled="full", quick=True)
+    yield Case("shapes", HARD_FORWARD, INNER_DIM, dim=1, compiled="full")
+    yield Case("shapes", INDEX, INNER_DIM, dim=1)
+    yield Case("shapes", SOFT_FORWARD, INNER_DIM, "bfloat16", dim=1, compiled="full")
+
+    yield Case("shapes", SOFT_FORWARD, TINY, compiled="always", quick=True)
+    yield Case("shapes", HARD_FORWARD, TINY, compiled="always", quick=True)
+    yield Case("shapes", INDEX, TINY, quick=True)
+    yield Case("shapes", SOFT_TRAIN, TINY, compiled="full", quick=True)
+    yield Case("shapes", HARD_TRAIN, TINY, compiled="full", quick=True)
+
+
+def layouts() -> Iterable[Case]:
+    """Inputs that are not one dense block of finite numbers."""
+    shape = (4096, 1024)
+    yield Case("layouts", SOFT_FORWARD, shape, variant="transposed", compiled="full", quick=True)
+    yield Case("layouts", SOFT_FORWARD, shape, variant="expanded", compiled="full", quick=True)
+    yield Case("layouts", SOFT_FORWARD, (8192, 64), variant="mask", compiled="full", quick=True)
+    yield Case("layouts", HARD_FORWARD, (8192, 64), variant="mask", compiled="full")
+
+
+def workloads() -> Iterable[Case]:
+    """The shapes that users of F.gumbel_softmax run."""
+
+    def case(workload: str, op: str, shape: tuple[int, ...], **more: Any) -> Case:
+        return Case("workloads", op, shape, workload=workload, **more)
+
+    wav2vec2 = "wav2vec2 quantiser"
+    yield case(wav2vec2, HARD_FORWARD, (3200, 320), compiled="full", quick=True)
+    yield case(wav2vec2, HARD_TRAIN, (3200, 320), compiled="full", quick=True)
+    # Forward only: a handful of rounds of F.gumbel_softmax with backward takes half a minute.
+    yield case("dVAE codebook", SOFT_FORWARD, (8, 8192, 32, 32), dim=1, compiled="full")
+    for rows, tokens in ((64, 32000), (16, 128256)):
+        more: dict[str, Any] = {"dtype": "bfloat16", "quick": tokens == 32000}
+        yield case("token straight-through", HARD_FORWARD, (rows, tokens), compiled="full", **more)
+        yield case("token straight-through", HARD_TRAIN, (rows, tokens), compiled="full", **more)
+        yield case("token sampling", INDEX, (rows, tokens), **more)
+    vae = "categorical VAE"
+    yield case(vae, SOFT_FORWARD, (100, 30, 10), compiled="full", quick=True)
+    yield case(vae, SOFT_TRAIN, (100, 30, 10), compiled="full", quick=True)
+    yield case("NAS cells", HARD_TRAIN, (128, 8), compiled="full", quick=True)
+    yield case("token router", HARD_TRAIN, (8192, 64), compiled="full", quick=True)
+    yield case("discrete actions", INDEX, (8192, 64), quick=True)
+    dna: dict[str, Any] = {"dim": 1, "variant": "-inf logits", "compiled": "full", "quick": True}
+    yield case("DNA design", SOFT_FORWARD, (16, 4, 1000), **dna)
+    yield case("DNA design", HARD_TRAIN, (16, 4, 1000), **dna)
+
+
+class Inputs:
+    """Logits, incoming gradients and masks of a case, in enough copies to leave the cache."""
+
+    def __init__(self, case: Case) -> None:
+        generator = torch.Generator().manual_seed(0)
+        dtype = case.torch_dtype
+        bytes_each = case.elements * dtype.itemsize
+        wanted_bytes = min(2 * environment.last_level_cache(), MOST_INPUT_BYTES)
+        self.count = min(MOST_INPUTS, max(2, math.ceil(wanted_bytes / bytes_each)))
+
+        def logits() -> Tensor:
+            shape = case.shape
+            if case.variant == "transposed":
+                return torch.randn(shape[::-1], generator=generator).to(dtype).t()
+            if case.variant == "expanded":
+                return torch.randn((1, *shape[1:]), generator=generator).to(dtype).expand(shape)
+            values = torch.randn(shape, generator=generator)
+            if case.variant == "-inf logits":
+                forbidden = torch.rand(shape, generator=generator) < 0.2
+                forbidden.select(case.dim, 0).fill_(False)  # a row must keep a choice
+                values.masked_fill_(forbidden, -torch.inf)
+            return values.to(dtype)
+
+        self.logits = [logits() for _ in range(self.count)]
+        self.allowed: list[Tensor] = []
+        if case.variant == "mask":
+            for _ in range(self.count):
+                allowed = torch.rand(case.shape, generator=generator) >= 0.2
+                allowed.select(case.dim, 0).fill_(True)
+                self.allowed.append(allowed)
+        self.grads: list[Tensor] = []
+        if "backward" in case.op:
+            for _ in range(self.count):
+                self.grads.append(torch.randn(case.shape, generator=generator).to(dtype))
+            for tensor in self.logits:
+                tensor.requires_grad_()
+
+
+def compile_for_case(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def functions(case: Case, with_compile: bool) -> dict[str, Callable[..., Tensor]]:
+    """What each contender makes of (logits) or (logits, allowed): a differentiable expression."""
+    dim, hard = case.dim, case.hard
+
+    if case.op == CONTROL:
+        same = {name: lambda logits: F.softmax(logits, dim) for name in (SOFTMAX, SAME_TWICE)}
+        return dict(same)
+
+    if case.op == INDEX:
+
+        def argmax_of_noisy(logits: Tensor) -> Tensor:
+            gumbel = -torch.empty_like(logits).exponential_().log()
+            return (logits + gumbel).argmax(dim)
+
+        return {
+            GUMBEL_EXT: lambda logits: gumbel_ext.gumbel_argmax(logits, dim),
+            ARGMAX: argmax_of_noisy,
+        }
+
+    def peer(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        return F.gumbel_softmax(logits, tau=1.0, hard=hard, dim=dim)
+
+    def ours(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
+        return gumbel_ext.gumbel_softmax(logits, tau=1.0, hard=hard, dim=dim, mask=allowed)
+
+    race: dict[str, Callable[..., Tensor]] = {GUMBEL_EXT: ours, EAGER: peer}
+    if with_compile:
+        race[COMPILED] = compile_for_case(peer)
+    race[SOFTMAX] = lambda logits, allowed=None: F.softmax(logits, dim)
+    return race
+
+
+def contenders(case: Case, inputs: Inputs, with_compile: bool) -> dict[str, Call]:
+    race: dict[str, Call] = {}
+    for name, function in functions(case, with_compile).items():
+        if name == GUMBEL_EXT:
+            check(case, inputs, function)
+        race[name] = bind(case, inputs, function)
+    if case.op in (SOFT_FORWARD, HARD_FORWARD):
+        destinations = [torch.empty_like(logits) for logits in inputs.logits]
+        race[COPY] = lambda i: destinations[i].copy_(inputs.logits[i])
+    return race
+
+
+def check(case: Case, inputs: Inputs, function: Callable[..., Tensor]) -> None:
+    """Refuse to time something that is not a sample of the right kind."""
+    logits = inputs.logits[0].detach()
+    with torch.no_grad():
+        result = function(logits, inputs.allowed[0]) if inputs.allowed else function(logits)
+    if case.op == INDEX:
+        reduced = list(case.shape)
+        classes = reduced.pop(case.dim)
+        right = list(result.shape) == reduced and result.dtype == torch.int64
+        right = right and int(result.min()) >= 0 and int(result.max()) < classes
+    else:
+        right = result.shape == logits.shape and result.dtype == logits.dtype
+        sums = result.sum(case.dim, dtype=torch.float32)
+        # Soft probabilities are rounded one by one, so that their sum is not exact.
+        slack = 0.0 if case.hard else max(1e-4, 4 * torch.finfo(logits.dtype).eps)
+        right = right and bool(((sums - 1).abs() <= slack).all())
+        if case.hard:
+            right = right and bool((result.amax(case.dim) == 1).all())
+    if not right:
+        raise RuntimeError(f"{GUMBEL_EXT} returned something else than {case.op} should")
+
+
+def bind(case: Case, inputs: Inputs, function: Callable[..., Tensor]) -> Call:
+    logits, grads = inputs.logits, inputs.grads
+    if inputs.allowed:
+        return lambda i: function(logits[i], inputs.allowed[i])
+    if case.op in (SOFT_TRAIN, HARD_TRAIN):
+        return lambda i: torch.autograd.grad(function(logits[i]), logits[i], grads[i])
+    if case.op in (SOFT_BACKWARD, HARD_BACKWARD):
+        outputs = [function(tensor) for tensor in logits]
+        return lambda i: torch.autograd.grad(outputs[i], logits[i], grads[i], retain_graph=True)
+    return lambda i: function(logits[i])
+
+
+def memory_cases(quick: bool) -> list[Case]:
+    kinds = [((4096, 1024), "float32")]
+    if not quick:
+        kinds += [((65536, 8), "float32"), ((32, 131072), "float32"), ((4096, 1024), "bfloat16")]
+    return [
+        Case("memory", op, shape, dtype, compiled="full")
+        for shape, dtype in kinds
+        for op in (SOFT_TRAIN, HARD_TRAIN)
+    ]

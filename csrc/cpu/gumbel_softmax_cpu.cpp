@@ -1,0 +1,379 @@
+// Tensors -> Problem, and its plan carried out on PyTorch's threads.
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <limits>
+#include <mutex>
+
+#include "../arguments.h"
+#include "kernels.h"
+
+namespace gumbel_ext {
+namespace cpu {
+namespace {
+
+struct RngState {
+  uint64_t seed, offset;
+};
+
+// The noise contract on the CPU: one 64-bit seed a call, offset 0.
+RngState reserve_randomness(const std::optional<at::Generator>& generator, const OptionalTensor& rng_state) {
+  if (rng_state) {
+    const at::Tensor state = rng_state->cpu().contiguous();
+    const int64_t* values = state.const_data_ptr<int64_t>();
+    return {static_cast<uint64_t>(values[0]), static_cast<uint64_t>(values[1])};
+  }
+  auto* source =
+      at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
+  const std::lock_guard<std::mutex> lock(source->mutex_);
+  return {source->random64(), 0};
+}
+
+at::Tensor to_tensor(const RngState& state) {
+  at::Tensor out = at::empty({2}, at::kLong);
+  int64_t* values = out.mutable_data_ptr<int64_t>();
+  values[0] = static_cast<int64_t>(state.seed);
+  values[1] = static_cast<int64_t>(state.offset);
+  return out;
+}
+
+ElementType element_type(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble:
+      return ElementType::kFloat64;
+    case at::kFloat:
+      return ElementType::kFloat32;
+    case at::kBFloat16:
+      return ElementType::kBFloat16;
+    default:
+      return ElementType::kFloat16;
+  }
+}
+
+// Collects the operands of a Problem, then merges the dimensions that rows are numbered over. The tensors passed in must
+// outlive it.
+class ProblemBuilder {
+ public:
+  ProblemBuilder(const at::Tensor& logits, int64_t dim) : dim_(dim), shape_(logits.sizes()) {
+    problem_.type = element_type(logits.scalar_type());
+    problem_.outer = problem_.classes = problem_.inner = 1;
+    for (int64_t d = 0; d < logits.dim(); ++d) {
+      (d < dim ? problem_.outer : d == dim ? problem_.classes : problem_.inner) *= logits.size(d);
+    }
+    problem_.tau_value = 1;
+    problem_.seed = problem_.offset = 0;
+    problem_.hard = false;
+    problem_.index = nullptr;
+    problem_.grad_tau = nullptr;
+  }
+
+  Problem& problem() { return problem_; }
+
+  // `tensor` has the shape of logits, or that shape with dim reduced to 1.
+  void add(Operand& operand, const at::Tensor& tensor) {
+    operand.data = const_cast<void*>(tensor.const_data_ptr());
+    operand.class_stride = tensor.dim() == 0 || tensor.size(dim_) == 1 ? 1 : tensor.stride(dim_);
+    operand.contiguous = tensor.is_contiguous();
+    operands_[count_] = &operand;
+    tensors_[count_++] = &tensor;
+  }
+
+  const Problem& finish() {
+    int dims = 0;
+    for (int64_t d = 0; d < static_cast<int64_t>(shape_.size()); ++d) {
+      if (d == dim_ || shape_[d] == 1) continue;
+      bool merges = dims > 0;
+      for (int i = 0; i < count_ && merges; ++i) {
+        merges = operands_[i]->stride[dims - 1] == tensors_[i]->stride(d) * shape_[d];
+      }
+      if (merges) {
+        problem_.size[--dims] *= shape_[d];
+      } else {
+        problem_.size[dims] = shape_[d];
+      }
+      for (int i = 0; i < count_; ++i) operands_[i]->stride[dims] = tensors_[i]->stride(d);
+      ++dims;
+    }
+    problem_.dims = dims;
+    return problem_;
+  }
+
+ private:
+  Problem problem_;
+  int64_t dim_;
+  at::IntArrayRef shape_;
+  int count_ = 0;
+  Operand* operands_[6];
+  const at::Tensor* tensors_[6];
+};
+
+// A temperature tensor as float64 values broadcast over the rows.
+at::Tensor row_temperatures(const char* op, const OptionalTensor& tau_tensor, const at::Tensor& logits, int64_t dim) {
+  if (!tau_tensor) return at::Tensor();
+  const at::Tensor values = tau_tensor->to(at::kDouble);
+  check_tau_values(op, values);
+  at::DimVector shape(logits.sizes());
+  if (!shape.empty()) shape[dim] = 1;
+  return values.expand(shape);
+}
+
+at::Tensor broadcast_mask(const OptionalTensor& mask, const at::Tensor& logits) {
+  return mask ? mask->expand(logits.sizes()) : at::Tensor();
+}
+
+at::DimVector without_dim(const at::Tensor& logits, int64_t dim) {
+  at::DimVector shape(logits.sizes());
+  if (!shape.empty()) shape.erase(shape.begin() + dim);
+  return shape;
+}
+
+// ---- carrying out a plan ---------------------------------------------------------------------------------------------
+
+// Chunks of a split row that are worth a thread of their own.
+constexpr int64_t kChunkGrain = 4;
+
+void for_chunks(const Problem& p, Step step, const SplitRow& split, int64_t chunks) {
+  at::parallel_for(0, chunks, kChunkGrain,
+                   [&](int64_t begin, int64_t end) { kernels().split_step(p, step, split, begin, end); });
+}
+
+double sum_of(const std::vector<ChunkState>& chunks) {
+  double total = 0;
+  for (const ChunkState& chunk : chunks) total += chunk.sum;
+  return total;
+}
+
+// Runs the noise step of a row and combines what its chunks found; returns whether the row is an ordinary one.
+bool search_split_row(const Problem& p, SplitRow& split, std::vector<ChunkState>& chunks) {
+  for_chunks(p, Step::kNoise, split, static_cast<int64_t>(chunks.size()));
+  const ChunkState* best = &chunks.front();
+  for (const ChunkState& chunk : chunks) {
+    if (chunk.nan) {
+      best = &chunk;
+      break;
+    }
+    if (chunk.largest > best->largest) best = &chunk;
+  }
+  split.largest = best->largest;
+  int64_t index = best->index;
+  const bool ordinary = kernels().split_settle(p, split.row, best->largest, best->nan, &index);
+  if (p.index != nullptr && p.grad_logits.data == nullptr) p.index[split.row] = index;
+  return ordinary;
+}
+
+void normalize_split_row(const Problem& p, SplitRow& split, std::vector<ChunkState>& chunks) {
+  const int64_t count = static_cast<int64_t>(chunks.size());
+  for_chunks(p, Step::kExponentiate, split, count);
+  split.sum = sum_of(chunks);
+  for_chunks(p, Step::kNormalize, split, count);
+}
+
+void run_split_row(Op op, const Problem& p, int64_t row, void* scratch) {
+  const int64_t count = (p.classes + kChunk - 1) / kChunk;
+  std::vector<ChunkState> chunks(static_cast<size_t>(count));
+  SplitRow split{row, scratch, chunks.data(), 0, 0, 0, 0};
+  switch (op) {
+    case Op::kIndexOnly:
+      search_split_row(p, split, chunks);
+      return;
+    case Op::kForward:
+      if (search_split_row(p, split, chunks) && !p.hard) normalize_split_row(p, split, chunks);
+      return;
+    case Op::kBackward:
+    case Op::kBackwardRecompute:
+      if (op == Op::kBackwardRecompute) {
+        search_split_row(p, split, chunks);
+        normalize_split_row(p, split, chunks);
+      }
+      for_chunks(p, Step::kDot, split, count);
+      split.dot = sum_of(chunks);
+      if (p.grad_tau != nullptr) {
+        for_chunks(p, Step::kLogDot, split, count);
+        split.log_dot = sum_of(chunks);
+      }
+      for_chunks(p, Step::kGradient, split, count);
+      return;
+  }
+}
+
+void execute(Op op, const Problem& p, at::ScalarType dtype) {
+  const Plan plan = make_plan(op, p, at::in_parallel_region() ? 1 : at::get_num_threads());
+  if (plan.regime != Regime::kSplitRow) {
+    const KernelTable& table = kernels();
+    at::parallel_for(0, plan.tasks, plan.grain,
+                     [&](int64_t begin, int64_t end) { table.run(op, p, plan, begin, end); });
+    return;
+  }
+  const bool needs_scratch = op == Op::kBackwardRecompute || (op == Op::kForward && !p.hard);
+  at::Tensor scratch;
+  if (needs_scratch) scratch = at::empty({p.classes}, compute_dtype(dtype));
+  for (int64_t row = 0; row < p.rows(); ++row) {
+    if (p.grad_logits && p.index[row] < 0) {
+      // A row that the mask forbids has a gradient of zero, and no class to shift by.
+      kernels().run(op, p, Plan{Regime::kRows, p.rows(), 1, 1}, row, row + 1);
+      continue;
+    }
+    run_split_row(op, p, row, needs_scratch ? scratch.mutable_data_ptr() : nullptr);
+  }
+}
+
+// ---- the ops ---------------------------------------------------------------------------------------------------------
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
+    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
+    const OptionalTensor& rng_state) {
+  constexpr const char* op = "gumbel_softmax";
+  check_logits(op, logits);
+  dim = wrapped_dim(op, logits, dim);
+  check_tau(op, tau, tau_tensor, logits, dim);
+  check_mask(op, mask, logits);
+  check_randomness(op, generator, rng_state);
+  const at::Tensor temperatures = row_temperatures(op, tau_tensor, logits, dim);
+
+  at::Tensor y = at::empty_like(logits);
+  at::Tensor index = return_index ? at::empty(without_dim(logits, dim), at::kLong) : at::empty({0}, at::kLong);
+  if (logits.numel() == 0) {
+    index.fill_(-1);
+    return {y, index, at::zeros({2}, at::kLong)};
+  }
+  const RngState state = reserve_randomness(generator, rng_state);
+  const at::Tensor allowed = broadcast_mask(mask, logits);
+
+  ProblemBuilder builder(logits, dim);
+  Problem& p = builder.problem();
+  p.seed = state.seed;
+  p.offset = state.offset;
+  p.hard = hard;
+  p.tau_value = tau;
+  builder.add(p.logits, logits);
+  builder.add(p.output, y);
+  if (mask) builder.add(p.mask, allowed);
+  if (tau_tensor) builder.add(p.tau, temperatures);
+  if (return_index) p.index = index.mutable_data_ptr<int64_t>();
+  execute(Op::kForward, builder.finish(), logits.scalar_type());
+  return {y, index, to_tensor(state)};
+}
+
+at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim, const OptionalTensor& mask,
+                             std::optional<at::Generator> generator, const OptionalTensor& rng_state) {
+  constexpr const char* op = "gumbel_argmax";
+  check_logits(op, logits);
+  dim = wrapped_dim(op, logits, dim);
+  check_mask(op, mask, logits);
+  check_randomness(op, generator, rng_state);
+
+  at::Tensor index = at::empty(without_dim(logits, dim), at::kLong);
+  if (logits.numel() == 0) {
+    index.fill_(-1);
+  } else {
+    const RngState state = reserve_randomness(generator, rng_state);
+    const at::Tensor allowed = broadcast_mask(mask, logits);
+    ProblemBuilder builder(logits, dim);
+    Problem& p = builder.problem();
+    p.seed = state.seed;
+    p.offset = state.offset;
+    builder.add(p.logits, logits);
+    if (mask) builder.add(p.mask, allowed);
+    p.index = index.mutable_data_ptr<int64_t>();
+    execute(Op::kIndexOnly, builder.finish(), logits.scalar_type());
+  }
+  return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
+}
+
+at::Tensor gumbel_noise_cpu(const at::Tensor& like, at::IntArrayRef size, std::optional<at::Generator> generator,
+                            const OptionalTensor& rng_state) {
+  constexpr const char* op = "gumbel_noise";
+  check_logits(op, like);
+  check_randomness(op, generator, rng_state);
+  at::Tensor out = at::empty(size, like.options());
+  if (out.numel() == 0) return out;
+  const RngState state = reserve_randomness(generator, rng_state);
+  const ElementType type = element_type(out.scalar_type());
+  char* data = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t bytes = static_cast<int64_t>(out.element_size());
+  at::parallel_for(0, out.numel(), 8192, [&](int64_t begin, int64_t end) {
+    kernels().noise(type, state.seed, state.offset, static_cast<uint64_t>(begin), end - begin, data + begin * bytes);
+  });
+  return out;
+}
+
+// Both backward ops, but for where y comes from.
+std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const at::Tensor& grad,
+                                                const at::Tensor& logits_or_y, const at::Tensor& index, double tau,
+                                                const OptionalTensor& tau_tensor, int64_t dim,
+                                                const OptionalTensor& mask, const OptionalTensor& rng_state,
+                                                bool tau_grad) {
+  check_logits(name, logits_or_y);
+  dim = wrapped_dim(name, logits_or_y, dim);
+  check_tau(name, tau, tau_tensor, logits_or_y, dim);
+  check_mask(name, mask, logits_or_y);
+  check_randomness(name, std::nullopt, rng_state);
+  check_grad(name, grad, logits_or_y);
+  check_index(name, index, logits_or_y, dim);
+  const at::Tensor temperatures = row_temperatures(name, tau_tensor, logits_or_y, dim);
+
+  at::DimVector reduced(logits_or_y.sizes());
+  if (!reduced.empty()) reduced[dim] = 1;
+  at::Tensor grad_logits = at::empty_like(logits_or_y);
+  at::Tensor grad_tau = at::zeros(tau_grad ? at::IntArrayRef(reduced) : at::IntArrayRef({0}),
+                                  compute_dtype(logits_or_y.scalar_type()));
+  if (logits_or_y.numel() == 0) return {grad_logits, grad_tau};
+
+  const at::Tensor rows = index.contiguous();
+  const int64_t* row_index = rows.const_data_ptr<int64_t>();
+  const int64_t classes = logits_or_y.dim() == 0 ? 1 : logits_or_y.size(dim);
+  for (int64_t r = 0; r < rows.numel(); ++r) {
+    TORCH_CHECK_INDEX(-1 <= row_index[r] && row_index[r] < classes, name, ": index must be between -1 and ",
+                      classes - 1, ", got ", row_index[r]);
+  }
+  const at::Tensor allowed = broadcast_mask(mask, logits_or_y);
+
+  ProblemBuilder builder(logits_or_y, dim);
+  Problem& p = builder.problem();
+  p.tau_value = tau;
+  p.index = const_cast<int64_t*>(row_index);
+  if (tau_grad) p.grad_tau = grad_tau.mutable_data_ptr();
+  builder.add(op == Op::kBackward ? p.output : p.logits, logits_or_y);
+  builder.add(p.grad, grad);
+  builder.add(p.grad_logits, grad_logits);
+  if (mask) builder.add(p.mask, allowed);
+  if (tau_tensor) builder.add(p.tau, temperatures);
+  if (rng_state) {
+    const RngState state = reserve_randomness(std::nullopt, rng_state);
+    p.seed = state.seed;
+    p.offset = state.offset;
+  }
+  execute(op, builder.finish(), logits_or_y.scalar_type());
+  return {grad_logits, grad_tau};
+}
+
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cpu(const at::Tensor& grad, const at::Tensor& y,
+                                                               const at::Tensor& index, double tau,
+                                                               const OptionalTensor& tau_tensor, int64_t dim,
+                                                               bool tau_grad) {
+  return backward_cpu("gumbel_softmax_backward", Op::kBackward, grad, y, index, tau, tau_tensor, dim, std::nullopt,
+                      std::nullopt, tau_grad);
+}
+
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
+    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask, const at::Tensor& rng_state,
+    bool tau_grad) {
+  return backward_cpu("gumbel_softmax_hard_backward", Op::kBackwardRecompute, grad, logits, index, tau, tau_tensor, dim,
+                      mask, rng_state, tau_grad);
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace gumbel_ext
+
+TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
+  using namespace gumbel_ext::cpu;
+  m.impl("gumbel_softmax", &gumbel_softmax_cpu);
+  m.impl("gumbel_argmax", &gumbel_argmax_cpu);
+  m.impl("gumbel_noise", &gumbel_noise_cpu);
+  m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_cpu);
+  m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_cpu);
+}

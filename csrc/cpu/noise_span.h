@@ -1,0 +1,239 @@
+// logits -> logits + Gumbel noise, over a run of consecutive noise positions.
+#pragma once
+
+#include <algorithm>
+
+#include "simd.h"
+
+namespace gumbel_ext {
+inline namespace GUMBEL_EXT_ISA {
+
+// Pointers into memory of which 16 elements can be read from p come as (p, end): vectors may run past the elements asked
+// for, but never past end.
+template <class T>
+inline __attribute__((always_inline)) auto load_run(const T* p, std::int64_t count, const T* end) {
+  if (__builtin_expect(end - p >= kLanes, 1)) return load(p);
+  T padded[kLanes] = {};
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(count, kLanes); ++i) padded[i] = p[i];
+  return load(padded);
+}
+// Likewise for stores: elements after the first `count` and before end may be overwritten.
+template <class T, class F>
+inline __attribute__((always_inline)) void store_run(T* p, const F& v, std::int64_t count, const T* end) {
+  if (__builtin_expect(end - p >= kLanes, 1)) {
+    store(p, v);
+    return;
+  }
+  T padded[kLanes];
+  store(padded, v);
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(count, kLanes); ++i) p[i] = padded[i];
+}
+template <class F>
+inline typename RealTraits<F>::Mask allowed_run(const std::uint8_t* p, std::int64_t count, const std::uint8_t* end) {
+  if (__builtin_expect(end - p >= kLanes, 1)) return allowed_lanes(p, F());
+  std::uint8_t padded[kLanes] = {};
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(count, kLanes); ++i) padded[i] = p[i];
+  return allowed_lanes(padded, F());
+}
+
+// The Philox words of one (seed, offset).
+class NoiseSource {
+ public:
+  // A fill() writes whole vectors of blocks, up to this many words more than asked for.
+  static constexpr int kSlack = 4 * RegWord::lanes * sizeof(Words::r) / sizeof(RegWord);
+
+  NoiseSource(std::uint64_t seed, std::uint64_t offset) : seed_(seed), offset_(offset) {
+    set_block_high(0);
+  }
+
+  // The words of blocks first, first + 1, ... of block(k) of the noise contract, four each.
+  void fill(int k, std::uint64_t first, std::int64_t blocks, std::uint32_t* out) {
+    while (blocks > 0) {
+      if (static_cast<std::uint32_t>(first >> 32) != block_high_) {
+        set_block_high(static_cast<std::uint32_t>(first >> 32));
+      }
+      const std::int64_t until_carry = static_cast<std::int64_t>((std::uint64_t{1} << 32) - (first & 0xFFFFFFFFu));
+      const std::int64_t here = std::min(blocks, until_carry);
+      fill_same_high(streams_[k], static_cast<std::uint32_t>(first), here, out);
+      first += static_cast<std::uint64_t>(here);
+      blocks -= here;
+      out += 4 * here;
+    }
+  }
+
+ private:
+  void set_block_high(std::uint32_t high) {
+    block_high_ = high;
+    for (int k = 0; k < 2; ++k) {
+      const PhiloxStream<std::uint32_t> s = philox_stream(seed_, offset_ + static_cast<std::uint64_t>(k), high);
+      PhiloxStream<RegWord>& v = streams_[k];
+      v.round1_c0 = RegWord::splat(s.round1_c0);
+      v.round2_c0 = RegWord::splat(s.round2_c0);
+      v.round2_c2 = RegWord::splat(s.round2_c2);
+      v.round3_c0 = RegWord::splat(s.round3_c0);
+      v.round3_k1 = RegWord::splat(s.round3_k1);
+      for (int i = 0; i < PhiloxStream<std::uint32_t>::kFullRounds; ++i) {
+        v.k0[i] = RegWord::splat(s.k0[i]);
+        v.k1[i] = RegWord::splat(s.k1[i]);
+      }
+    }
+  }
+
+  static void fill_same_high(const PhiloxStream<RegWord>& stream, std::uint32_t first, std::int64_t blocks,
+                             std::uint32_t* out) {
+    constexpr int kRegs = sizeof(Words::r) / sizeof(RegWord);
+    Words block;
+    for (int i = 0; i < kRegs; ++i) {
+      block.r[i] = RegWord::splat(first + static_cast<std::uint32_t>(i * RegWord::lanes)) + RegWord::lane_blocks();
+    }
+    const RegWord step = RegWord::splat(kRegs * RegWord::lanes);
+    for (std::int64_t b = 0; b < blocks; b += kRegs * RegWord::lanes) {
+      const PhiloxBlock<Words> w = stream.block(block);
+      for (int i = 0; i < kRegs; ++i) {
+        interleave_words(out + 4 * b + 4 * i * RegWord::lanes, w.c0.r[i], w.c1.r[i], w.c2.r[i], w.c3.r[i]);
+        block.r[i] = block.r[i] + step;
+      }
+    }
+  }
+
+  std::uint64_t seed_, offset_;
+  std::uint32_t block_high_ = 0;
+  PhiloxStream<RegWord> streams_[2];
+};
+
+// Noise for runs of positions, in the precision of Scalar. The words are made in a first loop and read back in a second:
+// the two together would need more registers than there are.
+template <class Scalar>
+class GumbelSpan;
+
+template <>
+class GumbelSpan<float> {
+ public:
+  static constexpr std::int64_t kCapacity = 512;
+
+  // Makes at most kCapacity - 3 positions, from n on, ready.
+  void prepare(NoiseSource& source, std::uint64_t n, std::int64_t count) {
+    source_ = &source;
+    first_ = n & ~std::uint64_t{3};
+    skip_ = static_cast<int>(n & 3);
+    source.fill(0, n >> 2, (skip_ + count + 3) / 4, high_);
+  }
+
+  // The noise of 16 * packs positions from n + at on.
+  template <int packs>
+  inline __attribute__((always_inline)) void gumbel(std::int64_t at, F32 (&g)[packs]) const {
+    using T = RealTraits<F32>;
+    const std::uint32_t* high = high_ + skip_ + at;
+    M32 in_tail[packs];
+#pragma GCC unroll 4
+    for (int i = 0; i < packs; ++i) {
+      const U32 hi = load_words(high + kLanes * i);
+      in_tail[i] = less_signed(hi ^ spread_top_bit(hi), T::splat_bits(kTailWidth));
+      g[i] = gumbel_from_exponential(exponential_from_high_word<F32>(hi));
+    }
+    M32 any_in_tail = in_tail[0];
+#pragma GCC unroll 4
+    for (int i = 1; i < packs; ++i) any_in_tail = any_in_tail | in_tail[i];
+    if (__builtin_expect(any(any_in_tail), 0)) {
+#pragma GCC unroll 4
+      for (int i = 0; i < packs; ++i) {
+        float buffer[kLanes];
+        store(buffer, g[i]);
+        resolve_tails(skip_ + at + kLanes * i, buffer);
+        g[i] = load(buffer);
+      }
+    }
+  }
+
+ private:
+  __attribute__((noinline, cold)) void resolve_tails(std::int64_t at, float* g) const {
+    using T = RealTraits<F32>;
+    std::uint32_t low[2 * kLanes + NoiseSource::kSlack];
+    const std::uint64_t n = first_ + static_cast<std::uint64_t>(at);
+    source_->fill(1, n >> 2, kLanes / 4 + 1, low);
+    const U32 hi = load_words(high_ + at);
+    const U32 lo = load_words(low + (n & 3));
+    const M32 in_tail = less_signed(hi ^ spread_top_bit(hi), T::splat_bits(kTailWidth));
+    store(g, select(in_tail, gumbel_from_exponential(exponential_from_tail_words<F32>(hi, lo)), load(g)));
+  }
+
+  NoiseSource* source_ = nullptr;
+  std::uint64_t first_ = 0;
+  int skip_ = 0;
+  alignas(64) std::uint32_t high_[kCapacity + NoiseSource::kSlack + kLanes];
+};
+
+template <>
+class GumbelSpan<double> {
+ public:
+  static constexpr std::int64_t kCapacity = 512;
+
+  void prepare(NoiseSource& source, std::uint64_t n, std::int64_t count) {
+    skip_ = static_cast<int>(n & 3);
+    source.fill(0, n >> 2, (skip_ + count + 3) / 4, high_);
+    source.fill(1, n >> 2, (skip_ + count + 3) / 4, low_);
+  }
+
+  template <int packs>
+  inline __attribute__((always_inline)) void gumbel(std::int64_t at, F64 (&g)[packs]) const {
+    for (int i = 0; i < packs; ++i) {
+      const std::int64_t word = skip_ + at + kLanes * i;
+      g[i] = gumbel_from_exponential(
+          exponential_from_real_words(load_real_words(high_ + word), load_real_words(low_ + word)));
+    }
+  }
+
+ private:
+  int skip_ = 0;
+  alignas(64) std::uint32_t high_[kCapacity + NoiseSource::kSlack + kLanes];
+  alignas(64) std::uint32_t low_[kCapacity + NoiseSource::kSlack + kLanes];
+};
+
+template <class A>
+inline __attribute__((always_inline)) Vector<A> forbid(const std::uint8_t* allowed, std::int64_t count,
+                                                       const std::uint8_t* end, const Vector<A>& z) {
+  return select(allowed_run<Vector<A>>(allowed, count, end), z,
+                RealTraits<Vector<A>>::splat(-std::numeric_limits<A>::infinity()));
+}
+
+// z[j] = x[j] + noise of position n + j, or -inf where allowed[j] == 0, for 0 <= j < count.
+template <class T, class A>
+void add_gumbel_noise(NoiseSource& source, std::uint64_t n, std::int64_t count, const T* x, const T* x_end,
+                      const std::uint8_t* allowed, const std::uint8_t* allowed_end, A* z, const A* z_end) {
+  using F = Vector<A>;
+  constexpr int packs = sizeof(A) == sizeof(float) ? kPacksInFlight : 1;
+  constexpr std::int64_t group = packs * kLanes;
+  GumbelSpan<A> span;
+  while (count > 0) {
+    // Spans end on a multiple of four positions, so that only the first one is unaligned.
+    const std::int64_t take = std::min<std::int64_t>(count, GumbelSpan<A>::kCapacity - static_cast<int>(n & 3));
+    span.prepare(source, n, take);
+    std::int64_t j = 0;
+    for (; j + group <= take && x_end - (x + j) >= group; j += group) {
+      F g[packs];
+      span.template gumbel<packs>(j, g);
+#pragma GCC unroll 4
+      for (int i = 0; i < packs; ++i) {
+        const std::int64_t at = j + kLanes * i;
+        F sum = load(x + at) + g[i];
+        if (allowed) sum = forbid<A>(allowed + at, kLanes, allowed_end, sum);
+        store(z + at, sum);
+      }
+    }
+    for (; j < take; j += kLanes) {
+      F g[1];
+      span.template gumbel<1>(j, g);
+      F sum = load_run(x + j, take - j, x_end) + g[0];
+      if (allowed) sum = forbid<A>(allowed + j, take - j, allowed_end, sum);
+      store_run(z + j, sum, take - j, take - j >= kLanes ? z + j + kLanes : z_end);
+    }
+    n += static_cast<std::uint64_t>(take);
+    count -= take;
+    x += take;
+    z += take;
+    if (allowed) allowed += take;
+  }
+}
+
+}  // namespace GUMBEL_EXT_ISA
+}  // namespace gumbel_ext

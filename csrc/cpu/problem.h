@@ -1,0 +1,103 @@
+// What a CPU kernel is told: pointers, sizes and strides, no tensors.
+#pragma once
+
+#include <cstdint>
+
+namespace gumbel_ext {
+namespace cpu {
+
+constexpr int kMaxDims = 64;
+
+enum class ElementType { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+// One tensor operand, seen as rows of classes: a row is what the softmax normalises.
+struct Operand {
+  void* data = nullptr;
+  std::int64_t class_stride = 0;
+  // The memory order is the logical order [outer, classes, inner].
+  bool contiguous = false;
+  // Strides over Problem::size; only the first Problem::dims are set.
+  std::int64_t stride[kMaxDims];
+
+  explicit operator bool() const { return data != nullptr; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+// Logits of logical shape [outer, classes, inner]; rows are numbered over (outer, inner), row-major. The noise position of
+// class c of row (o, i) is (o * classes + c) * inner + i, whatever the strides.
+struct Problem {
+  ElementType type;
+  std::int64_t outer, classes, inner;
+  // The dimensions that rows are numbered over, adjacent ones merged where all operands allow.
+  int dims;
+  std::int64_t size[kMaxDims];
+
+  std::uint64_t seed, offset;
+  double tau_value;       // used where tau has no data
+  bool hard;
+
+  Operand logits;
+  Operand mask;           // bytes, optional
+  Operand tau;            // double, optional
+  Operand output;         // y: written by a forward, read by a backward from y
+  Operand grad;           // of y
+  Operand grad_logits;
+  std::int64_t* index;    // [rows]: written by a forward if not null, read by a backward
+  void* grad_tau;         // [rows] of the type computed in, optional
+
+  std::int64_t rows() const { return outer * inner; }
+};
+
+// How the work of one call is cut. Every way gives the same bits; see plan.cpp for the rules.
+enum class Regime {
+  kRows,     // tiles of whole rows, vectorised along the classes
+  kSplitRow, // few long rows: one row at a time, its chunks shared among threads
+  kSlabs,    // a few interleaved rows (1 < inner < 16): noise drawn for all of them in one run, then rows
+  kColumns,  // vectorised across up to 64 neighbouring rows, classes in sequence
+};
+
+struct Plan {
+  Regime regime;
+  std::int64_t tasks;  // independent pieces: tiles of rows or columns, slabs, or rows
+  std::int64_t grain;  // pieces worth a thread of their own
+  std::int64_t tile;   // rows or columns in a piece
+};
+
+// Sums over a row are taken in chunks of this many classes: 16 lanes within a chunk, chunk sums added in double. The order
+// is fixed, and part of what is promised for sharded rows.
+constexpr std::int64_t kChunk = 1024;
+// Elements of a tile of rows: noise, logits and output of a tile stay in the first-level cache.
+constexpr std::int64_t kTile = 2048;
+// Rows that are vectorised across.
+constexpr std::int64_t kColumns = 64;
+
+enum class Op { kForward, kIndexOnly, kBackward, kBackwardRecompute };
+
+Plan make_plan(Op op, const Problem& problem, int threads);
+
+// Distance of a row's first element from the operand's data.
+std::int64_t row_offset(const Problem& problem, const Operand& operand, std::int64_t row);
+
+// Partial results of the chunks of one row, for Regime::kSplitRow.
+struct ChunkState {
+  double largest;       // of logits + noise
+  std::int64_t index;   // of its first occurrence, where that could be the row's
+  bool nan;
+  double sum;
+};
+
+// The steps of a split row. Between steps the caller combines what the chunks left in ChunkState.
+enum class Step { kNoise, kExponentiate, kNormalize, kDot, kLogDot, kGradient };
+
+struct SplitRow {
+  std::int64_t row;
+  void* work;           // classes elements of the type computed in: logits + noise, then y
+  ChunkState* chunks;
+  double largest, sum, dot, log_dot;
+};
+
+}  // namespace cpu
+}  // namespace gumbel_ext

@@ -1,0 +1,434 @@
+// Regimes kRows, kSlabs and kSplitRow: vectorised along the classes of a row.
+#pragma once
+
+#include "operands.h"
+
+namespace gumbel_ext {
+inline namespace GUMBEL_EXT_ISA {
+
+using cpu::ChunkState;
+using cpu::SplitRow;
+using cpu::Step;
+
+template <class T>
+class RowWorker {
+ public:
+  using A = typename ComputeType<T>::type;
+  using F = Vector<A>;
+
+  explicit RowWorker(const Problem& problem) : p_(problem), noise_(problem.seed, problem.offset) {}
+
+  // ---- kRows -------------------------------------------------------------------------------------------------------
+
+  void forward(std::int64_t row, std::int64_t rows) {
+    if (!p_.output || p_.hard) {
+      pick_rows(row, rows);
+      return;
+    }
+    T* buffer = out_buffer(rows);
+    const Run<T> y = rows_to_write(p_, p_.output, row, rows, buffer, capacity(rows));
+    soft_rows(row, rows, y, p_.index);
+    write_back(p_, p_.output, row, rows, y.data, buffer);
+  }
+
+  void backward(std::int64_t row, std::int64_t rows) {
+    const Run<const T> y = read_rows(p_, p_.output, row, rows, large_or(y_buffer_, y_scratch_, rows), capacity(rows));
+    gradient_rows(row, rows, y);
+  }
+
+  void backward_recompute(std::int64_t row, std::int64_t rows) {
+    Run<A> y{soft_buffer_, soft_buffer_ + kTile + kLanes};
+    if (p_.classes > kTile) {
+      A* scratch = soft_scratch_.reserve(p_.classes + kLanes);
+      y = {scratch, scratch + p_.classes + kLanes};
+    }
+    soft_rows(row, rows, y, nullptr);
+    gradient_rows(row, rows, Run<const A>{y.data, y.end});
+  }
+
+  // ---- kSlabs ------------------------------------------------------------------------------------------------------
+
+  void forward_slab(std::int64_t outer) { slab(outer, false); }
+  void backward_recompute_slab(std::int64_t outer) { slab(outer, true); }
+
+  // ---- kSplitRow ---------------------------------------------------------------------------------------------------
+
+  void split_step(Step step, const SplitRow& split, std::int64_t chunk_begin, std::int64_t chunk_end) {
+    A* work = static_cast<A*>(split.work);
+    const std::int64_t begin = chunk_begin * kChunk, end = std::min(chunk_end * kChunk, p_.classes);
+    switch (step) {
+      case Step::kNoise: {
+        Best<A> best;
+        for (std::int64_t c = begin; c < end; c += kChunk) {
+          const std::int64_t count = std::min(kChunk, end - c);
+          A* z = work ? work + c : z_buffer_;
+          noisy_logits(split.row, c, count, z, z + count);
+          Best<A> before = best;
+          update_best(best, z, count, z + count, c);
+          ChunkState& state = split.chunks[c / kChunk];
+          const bool better = (best.nan && !before.nan) || best.value > before.value;
+          state.nan = best.nan && !before.nan;
+          state.largest = better ? best.value : -std::numeric_limits<A>::infinity();
+          state.index = best.index;
+        }
+        break;
+      }
+      case Step::kExponentiate:
+        for (std::int64_t c = begin; c < end; c += kChunk) {
+          const std::int64_t count = std::min(kChunk, end - c);
+          split.chunks[c / kChunk].sum =
+              exponentiate_chunk(work + c, count, work + c + count, static_cast<A>(split.largest),
+                                 inverse_tau<A>(p_, split.row).exponent_scale, work + c, work + c + count);
+        }
+        break;
+      case Step::kNormalize: {
+        // The backward normalises in place and keeps the precision of the computation.
+        const A factor = static_cast<A>(1.0 / split.sum);
+        if (p_.grad_logits) {
+          normalize_chunk(work + begin, end - begin, work + end, factor, work + begin, work + end);
+          break;
+        }
+        for (std::int64_t c = begin; c < end; c += kChunk) {
+          const std::int64_t count = std::min(kChunk, end - c);
+          const Run<T> y = chunk_to_write(p_.output, split.row, c, count);
+          normalize_chunk(work + c, count, work + c + count, factor, y.data, y.end);
+          write_chunk_back(p_.output, split.row, c, count, y.data);
+        }
+        break;
+      }
+      case Step::kDot:
+      case Step::kLogDot:
+      case Step::kGradient:
+        if (step == Step::kGradient && begin == 0) {
+          set_grad_tau(split.row, split.log_dot, inverse_tau<A>(p_, split.row));
+        }
+        for (std::int64_t c = begin; c < end; c += kChunk) {
+          const std::int64_t count = std::min(kChunk, end - c);
+          if (work) {
+            split_gradient(step, split, c, count, Run<const A>{work + c, work + c + count});
+          } else {
+            split_gradient(step, split, c, count, read_chunk(p_.output, split.row, c, count, y_buffer_));
+          }
+        }
+        break;
+    }
+  }
+
+  void write_uniform_row(std::int64_t row, RowKind kind, std::int64_t index) {
+    T* out = p_.output.as<T>() + row_offset(p_, p_.output, row);
+    const T value = kind == RowKind::kNaN ? nan_of<T>() : T{};
+    for (std::int64_t c = 0; c < p_.classes; ++c) out[c * p_.output.class_stride] = value;
+    if (kind == RowKind::kOrdinary) out[index * p_.output.class_stride] = rounded<T, A>(1);
+  }
+
+  bool allowed_at(std::int64_t row, std::int64_t c) const {
+    return !p_.mask || p_.mask.as<const std::uint8_t>()[row_offset(p_, p_.mask, row) + c * p_.mask.class_stride];
+  }
+
+  RowKind classify(std::int64_t row, Best<A>& best) const {
+    return classify_row(best, p_.classes, [&](std::int64_t c) { return allowed_at(row, c); });
+  }
+
+ private:
+  // ---- noise -------------------------------------------------------------------------------------------------------
+
+  // Noisy logits of whole rows, one after the other; inner == 1.
+  void noisy_rows(std::int64_t row, std::int64_t rows, A* z, const A* z_end) {
+    const Run<const T> x = read_rows(p_, p_.logits, row, rows, x_buffer_, kTile + kLanes);
+    Run<const std::uint8_t> allowed{nullptr, nullptr};
+    if (p_.mask) allowed = read_rows(p_, p_.mask, row, rows, mask_buffer_, kTile + kLanes);
+    add_gumbel_noise(noise_, position(row, 0), rows * p_.classes, x.data, x.end, allowed.data, allowed.end, z, z_end);
+  }
+
+  // Noisy logits of one chunk of a long row; inner == 1.
+  void noisy_logits(std::int64_t row, std::int64_t c, std::int64_t count, A* z, const A* z_end) {
+    const Run<const T> x = read_chunk(p_.logits, row, c, count, x_buffer_);
+    Run<const std::uint8_t> allowed{nullptr, nullptr};
+    if (p_.mask) allowed = read_chunk(p_.mask, row, c, count, mask_buffer_);
+    add_gumbel_noise(noise_, position(row, c), count, x.data, x.end, allowed.data, allowed.end, z, z_end);
+  }
+
+  std::uint64_t position(std::int64_t row, std::int64_t c) const {
+    return static_cast<std::uint64_t>(row) * static_cast<std::uint64_t>(p_.classes) + static_cast<std::uint64_t>(c);
+  }
+
+  template <class E>
+  Run<const E> read_chunk(const Operand& operand, std::int64_t row, std::int64_t c, std::int64_t count, E* buffer) {
+    const E* start = operand.as<const E>() + row_offset(p_, operand, row) + c * operand.class_stride;
+    if (operand.class_stride == 1) return {start, start + count};
+    for (std::int64_t j = 0; j < count; ++j) buffer[j] = start[j * operand.class_stride];
+    return {buffer, buffer + kTile};
+  }
+  Run<T> chunk_to_write(const Operand& operand, std::int64_t row, std::int64_t c, std::int64_t count) {
+    if (operand.class_stride != 1) return {out_tile_, out_tile_ + kTile};
+    T* start = operand.as<T>() + row_offset(p_, operand, row) + c;
+    return {start, start + count};
+  }
+  void write_chunk_back(const Operand& operand, std::int64_t row, std::int64_t c, std::int64_t count, const T* data) {
+    if (data != out_tile_) return;
+    T* start = operand.as<T>() + row_offset(p_, operand, row) + c * operand.class_stride;
+    for (std::int64_t j = 0; j < count; ++j) start[j * operand.class_stride] = data[j];
+  }
+
+  // ---- soft --------------------------------------------------------------------------------------------------------
+
+  template <class Out>
+  void soft_rows(std::int64_t row, std::int64_t rows, Run<Out> y, std::int64_t* index) {
+    const std::int64_t classes = p_.classes;
+    if (classes > kTile) {
+      long_soft_row(row, y, index);
+      return;
+    }
+    const A* z_end = z_buffer_ + kTile + kLanes;
+    noisy_rows(row, rows, z_buffer_, z_end);
+    InverseTau<A> tau = inverse_tau<A>(p_, row);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (p_.tau && r > 0) tau = inverse_tau<A>(p_, row + r);
+      const A* z = z_buffer_ + r * classes;
+      Best<A> best;
+      update_best(best, z, classes, z_end, 0);
+      const RowKind kind = classify(row + r, best);
+      if (index) index[row + r] = best.index;
+      soft_row(z, z_end, best, kind, tau.exponent_scale, e_buffer_, e_buffer_ + kTile + kLanes, y.data + r * classes,
+               y.end);
+    }
+  }
+
+  template <class Out>
+  void long_soft_row(std::int64_t row, Run<Out> y, std::int64_t* index) {
+    A* z = in_place(y.data);
+    const A* z_end = z + p_.classes;
+    Best<A> best;
+    for (std::int64_t c = 0; c < p_.classes; c += kChunk) {
+      const std::int64_t count = std::min(kChunk, p_.classes - c);
+      noisy_logits(row, c, count, z + c, z + c + count);
+      update_best(best, z + c, count, z + c + count, c);
+    }
+    const RowKind kind = classify(row, best);
+    if (index) index[row] = best.index;
+    soft_row(z, z_end, best, kind, inverse_tau<A>(p_, row).exponent_scale, z, z_end, y.data, y.data + p_.classes);
+  }
+
+  // Where a long row's noisy logits may lie: in its output, if that has their type.
+  A* in_place(A* y) { return y; }
+  template <class Out>
+  A* in_place(Out*) {
+    return z_scratch_.reserve(p_.classes);
+  }
+
+  template <class Out>
+  void soft_row(const A* z, const A* z_end, const Best<A>& best, RowKind kind, A scale, A* e, const A* e_end, Out* y,
+                const Out* y_end) {
+    const std::int64_t classes = p_.classes;
+    if (__builtin_expect(kind != RowKind::kOrdinary, 0)) {
+      std::fill(y, y + classes, kind == RowKind::kNaN ? nan_of<Out>() : Out{});
+      return;
+    }
+    if (classes <= kLanes) {
+      const F m = RealTraits<F>::splat(best.value), s = RealTraits<F>::splat(scale);
+      const F v = select(first_lanes<F>(static_cast<int>(classes)),
+                         exp2_nonpositive((load_run(z, classes, z_end) - m) * s), RealTraits<F>::splat(0));
+      const A factor = static_cast<A>(1.0 / static_cast<double>(sum(v)));
+      store_run(y, v * RealTraits<F>::splat(factor), classes, y_end);
+      return;
+    }
+    double total = 0;
+    for (std::int64_t c = 0; c < classes; c += kChunk) {
+      total += exponentiate_chunk(z + c, std::min(kChunk, classes - c), z_end, best.value, scale, e + c, e_end);
+    }
+    normalize_chunk(e, classes, e_end, static_cast<A>(1.0 / total), y, y_end);
+  }
+
+  // ---- hard, index only --------------------------------------------------------------------------------------------
+
+  void pick_rows(std::int64_t row, std::int64_t rows) {
+    const std::int64_t classes = p_.classes;
+    if (classes <= kTile) noisy_rows(row, rows, z_buffer_, z_buffer_ + kTile + kLanes);
+    const bool cleared = p_.output && p_.output.contiguous && p_.inner == 1;
+    if (cleared) {
+      std::memset(static_cast<void*>(p_.output.as<T>() + row * classes), 0,
+                  static_cast<std::size_t>(rows * classes) * sizeof(T));
+    }
+    for (std::int64_t r = 0; r < rows; ++r) {
+      Best<A> best;
+      if (classes <= kTile) {
+        update_best(best, z_buffer_ + r * classes, classes, z_buffer_ + kTile + kLanes, 0);
+      } else {
+        for (std::int64_t c = 0; c < classes; c += kChunk) {
+          const std::int64_t count = std::min(kChunk, classes - c);
+          noisy_logits(row + r, c, count, z_buffer_, z_buffer_ + count);
+          update_best(best, z_buffer_, count, z_buffer_ + count, c);
+        }
+      }
+      settle_pick(row + r, best, cleared);
+    }
+  }
+
+  void settle_pick(std::int64_t row, Best<A>& best, bool cleared) {
+    const RowKind kind = classify(row, best);
+    if (p_.index) p_.index[row] = best.index;
+    if (!p_.output) return;
+    if (cleared && kind == RowKind::kOrdinary) {
+      p_.output.as<T>()[row * p_.classes + best.index] = one_;
+    } else {
+      write_uniform_row(row, kind, best.index);
+    }
+  }
+
+  // ---- backward ----------------------------------------------------------------------------------------------------
+
+  template <class Y>
+  void gradient_rows(std::int64_t row, std::int64_t rows, Run<const Y> y) {
+    const std::int64_t classes = p_.classes;
+    const Run<const T> grad =
+        read_rows(p_, p_.grad, row, rows, large_or(x_buffer_, grad_scratch_, rows), capacity(rows));
+    T* buffer = out_buffer(rows);
+    const Run<T> out = rows_to_write(p_, p_.grad_logits, row, rows, buffer, capacity(rows));
+    InverseTau<A> tau = inverse_tau<A>(p_, row);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (p_.tau && r > 0) tau = inverse_tau<A>(p_, row + r);
+      const std::int64_t at = r * classes;
+      gradient_row(row + r, y.data + at, y.end, grad.data + at, grad.end, tau, out.data + at, out.end);
+    }
+    write_back(p_, p_.grad_logits, row, rows, out.data, buffer);
+  }
+
+  template <class Y>
+  void gradient_row(std::int64_t row, const Y* y, const Y* y_end, const T* grad, const T* grad_end,
+                    const InverseTau<A>& tau, T* out, const T* out_end) {
+    const std::int64_t classes = p_.classes, index = p_.index[row];
+    if (__builtin_expect(index < 0, 0)) {
+      std::fill(out, out + classes, T{});
+      set_grad_tau(row, 0, tau);
+      return;
+    }
+    const A shift = widened<A>(grad[index]);
+    double total = 0;
+    for (std::int64_t c = 0; c < classes; c += kChunk) {
+      total += dot_chunk(y + c, y_end, grad + c, grad_end, std::min(kChunk, classes - c), shift);
+    }
+    const A dot = static_cast<A>(total);
+    if (p_.grad_tau) {
+      double log_total = 0;
+      for (std::int64_t c = 0; c < classes; c += kChunk) {
+        log_total += log_dot_chunk(y + c, y_end, grad + c, grad_end, std::min(kChunk, classes - c), shift, dot);
+      }
+      set_grad_tau(row, log_total, tau);
+    }
+    gradient_chunk(y, y_end, grad, grad_end, classes, shift, dot, tau.inverse, out, out_end);
+  }
+
+  void set_grad_tau(std::int64_t row, double log_dot, const InverseTau<A>& tau) {
+    if (p_.grad_tau) static_cast<A*>(p_.grad_tau)[row] = static_cast<A>(-log_dot) * tau.inverse;
+  }
+
+  template <class Y>
+  void split_gradient(Step step, const SplitRow& split, std::int64_t c, std::int64_t count, Run<const Y> y) {
+    const Run<const T> grad = read_chunk(p_.grad, split.row, c, count, x_buffer_);
+    const std::int64_t index = p_.index[split.row];
+    const A shift = widened<A>(
+        p_.grad.as<const T>()[row_offset(p_, p_.grad, split.row) + index * p_.grad.class_stride]);
+    const A dot = static_cast<A>(split.dot);
+    if (step == Step::kDot) {
+      split.chunks[c / kChunk].sum = dot_chunk(y.data, y.end, grad.data, grad.end, count, shift);
+    } else if (step == Step::kLogDot) {
+      split.chunks[c / kChunk].sum = log_dot_chunk(y.data, y.end, grad.data, grad.end, count, shift, dot);
+    } else {
+      const Run<T> out = chunk_to_write(p_.grad_logits, split.row, c, count);
+      gradient_chunk(y.data, y.end, grad.data, grad.end, count, shift, dot, inverse_tau<A>(p_, split.row).inverse,
+                     out.data, out.end);
+      write_chunk_back(p_.grad_logits, split.row, c, count, out.data);
+    }
+  }
+
+  // ---- slabs -------------------------------------------------------------------------------------------------------
+
+  void slab(std::int64_t outer, bool recompute) {
+    constexpr std::int64_t kMaxInner = 16;
+    const std::int64_t classes = p_.classes, inner = p_.inner, first_row = outer * inner;
+    const bool soft = recompute || (p_.output && !p_.hard);
+    const std::int64_t step = kTile / inner;
+    // Soft rows are kept whole until their sum is known; for the others one run of classes at a time will do.
+    const std::int64_t pitch = (soft ? classes : step) + kLanes;
+    A* rows = z_scratch_.reserve(inner * pitch);
+    Best<A> best[kMaxInner];
+    for (std::int64_t c = 0; c < classes; c += step) {
+      const std::int64_t count = std::min(step, classes - c);
+      const Run<const T> x = read_slab(p_.logits, first_row, c, count, x_buffer_);
+      Run<const std::uint8_t> allowed{nullptr, nullptr};
+      if (p_.mask) allowed = read_slab(p_.mask, first_row, c, count, mask_buffer_);
+      const std::uint64_t n =
+          (static_cast<std::uint64_t>(outer) * static_cast<std::uint64_t>(classes) + static_cast<std::uint64_t>(c)) *
+          static_cast<std::uint64_t>(inner);
+      add_gumbel_noise(noise_, n, count * inner, x.data, x.end, allowed.data, allowed.end, z_buffer_,
+                       static_cast<const A*>(z_buffer_ + kTile + kLanes));
+      for (std::int64_t i = 0; i < inner; ++i) {
+        A* z = rows + i * pitch + (soft ? c : 0);
+        for (std::int64_t j = 0; j < count; ++j) z[j] = z_buffer_[j * inner + i];
+        update_best(best[i], z, count, z + count, c);
+      }
+    }
+    for (std::int64_t i = 0; i < inner; ++i) {
+      const std::int64_t row = first_row + i;
+      if (!soft) {
+        settle_pick(row, best[i], false);
+        continue;
+      }
+      const RowKind kind = classify(row, best[i]);
+      const InverseTau<A> tau = inverse_tau<A>(p_, row);
+      A* z = rows + i * pitch;
+      const A* z_end = z + pitch;
+      if (recompute) {
+        soft_row(z, z_end, best[i], kind, tau.exponent_scale, z, z_end, z, z_end);
+        gradient_rows(row, 1, Run<const A>{z, z_end});
+        continue;
+      }
+      if (p_.index) p_.index[row] = best[i].index;
+      T* buffer = out_scratch_.reserve(classes + kLanes);
+      soft_row(z, z_end, best[i], kind, tau.exponent_scale, z, z_end, buffer, buffer + classes + kLanes);
+      write_back(p_, p_.output, row, 1, buffer, buffer);
+    }
+  }
+
+  template <class E>
+  Run<const E> read_slab(const Operand& operand, std::int64_t first_row, std::int64_t c, std::int64_t count,
+                         E* buffer) {
+    const std::int64_t inner = p_.inner;
+    if (operand.contiguous) {
+      const E* base = operand.as<const E>();
+      return {base + first_row * p_.classes + c * inner, base + p_.rows() * p_.classes};
+    }
+    for (std::int64_t i = 0; i < inner; ++i) {
+      const E* start = operand.as<const E>() + row_offset(p_, operand, first_row + i) + c * operand.class_stride;
+      for (std::int64_t j = 0; j < count; ++j) buffer[j * inner + i] = start[j * operand.class_stride];
+    }
+    return {buffer, buffer + kTile + kLanes};
+  }
+
+  // ---- buffers -----------------------------------------------------------------------------------------------------
+
+  std::int64_t capacity(std::int64_t rows) const { return std::max(kTile, rows * p_.classes) + kLanes; }
+
+  // A tile of rows fits a fixed buffer; a long row that has to be gathered does not.
+  template <class E>
+  E* large_or(E* tile, Scratch<E>& scratch, std::int64_t rows) {
+    return rows * p_.classes <= kTile ? tile : scratch.reserve(capacity(rows));
+  }
+  T* out_buffer(std::int64_t rows) { return large_or(out_tile_, out_scratch_, rows); }
+
+  const Problem& p_;
+  NoiseSource noise_;
+  const T one_ = rounded<T, A>(1);
+  alignas(64) A z_buffer_[kTile + kLanes];
+  alignas(64) A e_buffer_[kTile + kLanes];
+  alignas(64) A soft_buffer_[kTile + kLanes];
+  alignas(64) T x_buffer_[kTile + kLanes];
+  alignas(64) T y_buffer_[kTile + kLanes];
+  alignas(64) T out_tile_[kTile + kLanes];
+  alignas(64) std::uint8_t mask_buffer_[kTile + kLanes];
+  Scratch<A> z_scratch_, soft_scratch_;
+  Scratch<T> y_scratch_, grad_scratch_, out_scratch_;
+};
+
+}  // namespace GUMBEL_EXT_ISA
+}  // namespace gumbel_ext

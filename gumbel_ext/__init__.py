@@ -1,0 +1,20 @@
+"""Gumbel-softmax for PyTorch, compiled: one fused pass, exact noise, exact gradients."""
+
+from __future__ import annotations
+
+import sys
+
+from gumbel_ext._build_check import load_compiled_module
+from gumbel_ext._version import __version__
+
+__all__ = ["__version__", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
+
+try:
+    load_compiled_module()
+except ImportError:
+    # `python -m gumbel_ext.info` passes through here too, and it is what one runs to find out why
+    # the module does not load. Everybody else gets the error.
+    if not (sys.argv[:1] == ["-m"] and "gumbel_ext.info" in sys.orig_argv):
+        raise
+else:
+    from gumbel_ext.functional import gumbel_argmax, gumbel_noise, gumbel_softmax

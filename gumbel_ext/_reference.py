@@ -1,0 +1,290 @@
+"""The ops of this package in plain PyTorch: the oracle of the tests, and the traceable form.
+
+Nothing here calls a compiled op.  In float64 every result is accurate to a few units in the last
+place, so the compiled kernels of every dtype and device are compared with it; every step is an
+ordinary differentiable tensor operation, so derivatives of any order come from autograd alone.
+
+Noise is a pure function of ``(seed, offset, position)``, see :func:`gumbel_noise`.
+
+Sources
+    Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+    SC 2011.  Gumbel-max: Gumbel, "Statistical theory of extreme values", 1954.  Gumbel-softmax:
+    Jang, Gu and Poole, arXiv:1611.01144; Maddison, Mnih and Teh, arXiv:1611.00712.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _low(x: Tensor) -> Tensor:
+    """Low 32 bits of an int64 tensor, as values in [0, 2^32)."""
+    return x & _WORD
+
+
+def _high(x: Tensor) -> Tensor:
+    """High 32 bits of an int64 tensor read as unsigned; the mask undoes the sign-filling shift."""
+    return (x >> 32) & _WORD
+
+
+def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of ``constant * word``.
+
+    The full product needs 64 unsigned bits, one more than int64 has, and signed overflow is
+    undefined in the C++ that compilers of PyTorch emit.  With ``word`` split in 16-bit halves every
+    intermediate stays below 2^49.
+    """
+    below = constant * (word & 0xFFFF)
+    above = constant * (word >> 16) + (below >> 16)
+    return above >> 16, ((above & 0xFFFF) << 16) | (below & 0xFFFF)
+
+
+def philox4x32_10(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+    """Philox4x32-10 of Salmon et al. (2011): ten rounds over four 32-bit counter words.
+
+    Args:
+        counter: four int64 tensors that broadcast together, values in [0, 2^32).
+        key: two int64 tensors that broadcast with them, values in [0, 2^32).
+
+    Returns:
+        Four int64 tensors of random words, values in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = _low(k0 + _KEY_STEPS[0]), _low(k1 + _KEY_STEPS[1])
+    return c0, c1, c2, c3
+
+
+def random_block(block: Tensor, rng_state: Tensor, k: int = 0) -> Words:
+    """The four words that block ``k`` of a call holds for positions ``4*block ... 4*block + 3``.
+
+    ``Philox4x32-10(key = seed, counter = (offset + k : 64 bits, block : 64 bits))``, which equals
+    ``at::Philox4_32(seed, block, offset + k)``.
+
+    Args:
+        block: int64 tensor, ``position >> 2``.
+        rng_state: int64 tensor ``[seed, offset]``, both read as unsigned 64-bit numbers.
+        k: 0 for the words ``hi``, 1 for the words ``lo``.
+    """
+    seed, offset = rng_state[0], rng_state[1]
+    low = _low(offset) + k
+    # The carry is added by hand, so an offset close to 2^64 wraps without signed overflow.
+    high = _low(_high(offset) + (low >> 32))
+    return philox4x32_10(
+        (_low(low), high, _low(block), _high(block)),
+        (_low(seed), _high(seed)),
+    )
+
+
+def random_words(position: Tensor, rng_state: Tensor) -> tuple[Tensor, Tensor]:
+    """``(hi, lo)``: the two 32-bit words of each int64 ``position``, any shape, as int64."""
+    # A position of 2^63 or more is negative as int64; its block number is not.
+    block = (position >> 2) & 0x3FFFFFFFFFFFFFFF
+    lane = (position & 3).unsqueeze(0)
+    hi, lo = (
+        torch.stack(torch.broadcast_tensors(*random_block(block, rng_state, k)))
+        .gather(0, lane)
+        .squeeze(0)
+        for k in (0, 1)
+    )
+    return hi, lo
+
+
+def _fraction(hi: Tensor, lo: Tensor) -> Tensor:
+    """``(hi * 2^32 + lo + 1/2) * 2^-64`` in float64, rounded once."""
+    return (hi.double() * 2.0**32 + (lo.double() + 0.5)) * 2.0**-64
+
+
+def exponential(hi: Tensor, lo: Tensor) -> Tensor:
+    """Standard exponential variate of two random words, float64.
+
+    With ``v = (hi * 2^32 + lo + 1/2) * 2^-64`` in (0, 1)::
+
+        E = -log1p(-v)
+
+    A double next to 1 has no room for the last eleven bits of ``1 - v``, and E is as large there as
+    those bits say.  From v = 1/2 on, E is therefore ``-log(1 - v)`` with the complement taken from
+    the complemented words, which is exact.  Measured relative error: below one ulp on all of
+    (0, 1).
+    """
+    # Of v and 1 - v only the smaller one is used, rounded once; the clamp keeps the branch not
+    # taken finite.
+    v = _fraction(hi, lo)
+    complement = _fraction(_WORD - hi, _WORD - lo)
+    return torch.where(v < 0.5, -torch.log1p(-v.clamp(max=0.5)), -torch.log(complement))
+
+
+def gumbel(hi: Tensor, lo: Tensor) -> Tensor:
+    """Standard Gumbel variate ``g = -log(E)`` of two random words, float64, within (-3.8, 45.1).
+
+    Its error is a few ulp of ``max(1, |g|)``: around g = 0 (E = 1) the error is absolute.
+    """
+    return -torch.log(exponential(hi, lo))
+
+
+def gumbel_noise(size: Sequence[int], rng_state: Tensor, position_base: int = 0) -> Tensor:
+    """Standard Gumbel noise of shape ``size``, float64, on the device of ``rng_state``.
+
+    Element ``n`` in row-major order has position ``position_base + n``.  Its words are
+    ``hi = block(0)[position & 3]`` and ``lo = block(1)[position & 3]`` of
+    :func:`random_block` at ``position >> 2``; its value is :func:`gumbel` of them.
+
+    Args:
+        size: shape of the result.
+        rng_state: int64 tensor ``[seed, offset]``.
+        position_base: position of the first element, for a shard of a larger tensor.
+    """
+    count = 1
+    for extent in size:
+        count *= extent
+    # All four words of a block are used, a quarter of the work of random_words().
+    skipped = position_base & 3
+    block = torch.arange((skipped + count + 3) // 4, device=rng_state.device)
+    block = block + (position_base >> 2)
+    hi, lo = (
+        torch.stack(random_block(block, rng_state, k), dim=-1).flatten()[skipped : skipped + count]
+        for k in (0, 1)
+    )
+    return gumbel(hi, lo).reshape(tuple(size))
+
+
+def _noise_for(logits: Tensor, rng_state: Tensor | None, noise: Tensor | None) -> Tensor:
+    if (rng_state is None) == (noise is None):
+        raise ValueError("give exactly one of rng_state and noise")
+    if noise is None:
+        assert rng_state is not None
+        noise = gumbel_noise(logits.shape, rng_state.to(logits.device))
+    return noise
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _scores(logits: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
+    """``l + g``, -inf where the mask forbids; 16-bit logits are added in float32."""
+    dtype = _accumulation_dtype(logits.dtype)
+    scores = logits.to(dtype) + noise.to(dtype)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores
+
+
+def _choice(scores: Tensor, dim: int, mask: Tensor | None) -> Tensor:
+    """Index of the first maximum (of the first NaN, if any), -1 where nothing may be chosen."""
+    index = scores.argmax(dim)
+    if mask is not None:
+        allowed = mask.expand(scores.shape).any(dim)
+        index = torch.where(allowed, index, -1)
+    return index
+
+
+def gumbel_argmax(
+    logits: Tensor,
+    dim: int = -1,
+    keepdim: bool = False,
+    *,
+    mask: Tensor | None = None,
+    rng_state: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """``argmax_i(l_i + g_i)``, a sample of ``Categorical(softmax(l))`` (Gumbel, 1954).
+
+    Args:
+        logits: floating-point tensor of any shape.
+        dim: dimension of the classes.
+        keepdim: keep ``dim`` with size 1.
+        mask: bool, broadcastable to ``logits``; True = may be chosen.
+        rng_state: int64 ``[seed, offset]``, or give ``noise``, of the shape of ``logits``.
+
+    Returns:
+        int64 index; ties go to the lowest one; -1 where the mask allows no class.
+    """
+    scores = _scores(logits.detach(), _noise_for(logits, rng_state, noise), mask)
+    index = _choice(scores, dim, mask)
+    return index.unsqueeze(dim) if keepdim and logits.dim() else index
+
+
+def gumbel_softmax(
+    logits: Tensor,
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+    rng_state: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A relaxed one-hot sample (Jang et al. 2016, equation 2) and its index::
+
+        z = (l + g) / tau        y = softmax(z)        index = argmax(l + g)
+
+    With ``hard``, the value is the one-hot of ``index`` and the gradient that of the soft ``y``
+    (straight-through).  16-bit logits are computed in float32 and rounded once at the end.
+
+    Args:
+        logits: floating-point tensor of any shape.
+        tau: temperature, a number or a tensor broadcastable to ``logits`` with ``dim`` of size 1.
+        hard: straight-through one-hot instead of the relaxed sample.
+        dim: dimension of the classes.
+        mask: bool, broadcastable to ``logits``; True = may be chosen.
+        rng_state: int64 ``[seed, offset]``, or give ``noise``, of the shape of ``logits``.
+
+    Returns:
+        ``y`` of the shape and dtype of ``logits``, differentiable in ``logits`` and ``tau`` any
+        number of times; ``index``, int64, of the shape of ``logits`` without ``dim``.  A row whose
+        mask is all False gives zeros, index -1 and a zero gradient.
+    """
+    if logits.dim() == 0:
+        grown = [t.unsqueeze(0) if t is not None and t.dim() == 0 else t for t in (mask, noise)]
+        y, index = gumbel_softmax(
+            logits.unsqueeze(0), tau, hard, dim, mask=grown[0], rng_state=rng_state, noise=grown[1]
+        )
+        return y.squeeze(0), index
+
+    scores = _scores(logits, _noise_for(logits, rng_state, noise), mask)
+    index = _choice(scores.detach(), dim, mask)
+    empty_row = None
+    if mask is not None:
+        empty_row = ~mask.expand(scores.shape).any(dim, keepdim=True)
+        # A row of -inf is NaN in softmax and in its gradient; these rows are replaced at the end.
+        scores = scores.masked_fill(empty_row, 0.0)
+
+    # A temperature below the range of the dtype would divide as 0 and turn 0 / tau into NaN.
+    finfo = torch.finfo(scores.dtype)
+    smallest = finfo.smallest_normal * finfo.eps
+    tau = (
+        tau.to(scores.dtype).clamp(min=smallest) if isinstance(tau, Tensor) else max(tau, smallest)
+    )
+    chosen = index.clamp(min=0).unsqueeze(dim)
+    # The maximum goes before the division: the smallest tau then gives 0 and -inf, never inf - inf.
+    # z of the maximum is the constant 0 (NaN for +inf): autograd then finds its derivative as minus
+    # the sum of the others', where y_k (dy_k - sum(dy y)) would cancel to nothing as y_k nears 1.
+    # Entries at -inf are constants, too, because 0 * inf in the derivative is NaN.
+    peak = scores.gather(dim, chosen)
+    absent = (scores == -torch.inf) & (peak != -torch.inf)
+    distance = (scores.masked_fill(absent, 0.0) - peak).masked_fill(absent, 0.0)
+    z = (distance / tau).scatter(dim, chosen, (peak - peak).detach())
+    z = z.masked_fill(absent, -torch.inf)
+    y = torch.softmax(z, dim)
+    if hard:
+        one_hot = torch.zeros_like(y).scatter(dim, chosen, 1.0)
+        # (y - y) is exactly 0, so the value is exactly 0 or 1; in a NaN row it is NaN.
+        y = one_hot + (y - y.detach())
+    if empty_row is not None:
+        y = y.masked_fill(empty_row, 0.0)
+    return y.to(logits.dtype), index

@@ -1,0 +1,269 @@
+"""Gumbel-softmax sampling, called like :mod:`torch.nn.functional`.
+
+All functions share one definition of the noise: a pure function of ``(seed, offset, position)``,
+the same for every dtype, memory layout, number of threads and instruction set (``docs/noise.md``).
+
+Sources: E. Jang, S. Gu, B. Poole, "Categorical reparameterization with Gumbel-softmax", arXiv
+1611.01144; C. J. Maddison, A. Mnih, Y. W. Teh, "The Concrete distribution", arXiv 1611.00712.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, overload
+
+import torch
+from torch import Tensor
+
+__all__ = ["gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
+
+Number: TypeAlias = float | int
+
+_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_gumbel_softmax = torch.ops.gumbel_ext.gumbel_softmax.default
+_gumbel_argmax = torch.ops.gumbel_ext.gumbel_argmax.default
+_gumbel_noise = torch.ops.gumbel_ext.gumbel_noise.default
+
+
+@overload
+def gumbel_softmax(
+    logits: Tensor,
+    tau: Number | Tensor = ...,
+    hard: bool = ...,
+    eps: float = ...,
+    dim: int = ...,
+    *,
+    mask: Tensor | None = ...,
+    return_index: Literal[False] = ...,
+    generator: torch.Generator | None = ...,
+    rng_state: Tensor | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def gumbel_softmax(
+    logits: Tensor,
+    tau: Number | Tensor = ...,
+    hard: bool = ...,
+    eps: float = ...,
+    dim: int = ...,
+    *,
+    mask: Tensor | None = ...,
+    return_index: Literal[True],
+    generator: torch.Generator | None = ...,
+    rng_state: Tensor | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def gumbel_softmax(
+    logits: Tensor,
+    tau: Number | Tensor = ...,
+    hard: bool = ...,
+    eps: float = ...,
+    dim: int = ...,
+    *,
+    mask: Tensor | None = ...,
+    return_index: bool,
+    generator: torch.Generator | None = ...,
+    rng_state: Tensor | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def gumbel_softmax(
+    logits: Tensor,
+    tau: Number | Tensor = 1,
+    hard: bool = False,
+    eps: float = 1e-10,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+    return_index: bool = False,
+    generator: torch.Generator | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Samples from the Gumbel-softmax distribution, differentiably.
+
+    .. math::
+        y = \operatorname{softmax}\big((l + g) / \tau\big), \qquad g_i = -\log E_i, \quad
+        E_i \sim \operatorname{Exp}(1)
+
+    (Jang et al., eq. 2; Maddison et al., eq. 10). With ``hard=True`` the value is the one-hot
+    vector of :math:`\arg\max_i (l_i + g_i)`, an exact sample from :math:`\operatorname{softmax}(l)`,
+    and the gradient is that of the soft sample (straight-through). Nothing of the size of the soft
+    sample is then stored: the backward recomputes it.
+
+    Args:
+        logits: unnormalised log-probabilities, any shape, float16, bfloat16, float32 or float64.
+            Computed in float32 (float64 for float64) and rounded once. ``-inf`` means probability
+            exactly 0. A NaN makes its row NaN.
+        tau: temperature, > 0 and finite: a number, or a tensor that broadcasts to the shape of
+            ``logits`` with ``dim`` reduced to 1 and receives a gradient. Under ``torch.compile`` a
+            temperature that changes is best passed as a tensor.
+        hard: whether to return one-hot samples with the straight-through gradient.
+        eps: accepted for the signature of :func:`torch.nn.functional.gumbel_softmax`; has no effect.
+        dim: dimension of the classes, along which ``y`` sums to 1.
+        mask: bool tensor that broadcasts to ``logits``; True = may be chosen. A row without any
+            True gives zeros, index -1 and zero gradient.
+        return_index: whether to also return the index of the largest ``logits + noise``.
+        generator: a generator of the device of ``logits``; the device's default one if None. One
+            call draws one seed from it, whatever the shape or dtype.
+        rng_state: int64 tensor ``[seed, offset]`` of shape ``[2]``. The noise is then a function of
+            it alone and no generator is read: the form to use under ``torch.compile`` or
+            checkpointing when a generator of one's own would be wanted.
+
+    Returns:
+        ``y``, of the shape, dtype and memory format of ``logits``; with ``return_index=True`` also
+        an int64 tensor of that shape without ``dim``.
+
+    Raises:
+        TypeError: ``logits``, ``mask``, ``tau``, ``rng_state`` or ``generator`` is of a wrong type
+            or dtype.
+        ValueError: ``tau`` is not positive and finite, ``tau`` or ``mask`` does not broadcast,
+            ``rng_state`` is not of shape ``[2]``, both ``generator`` and ``rng_state`` are given, or
+            devices differ.
+        IndexError: ``dim`` is out of range.
+
+    Example:
+        >>> logits = torch.randn(20, 10, requires_grad=True)
+        >>> y, index = gumbel_softmax(logits, tau=0.5, hard=True, return_index=True)
+        >>> bool((y.argmax(-1) == index).all())
+        True
+    """
+    _check_tensor("gumbel_softmax", "logits", logits)
+    _check_optional("gumbel_softmax", mask, generator, rng_state, logits.device)
+    if eps != 1e-10:
+        warnings.warn("`eps` is accepted for compatibility and has no effect.", stacklevel=2)
+    tau_number, tau_tensor = _split_tau(tau)
+    y, index, _ = _gumbel_softmax(
+        logits, tau_number, tau_tensor, hard, dim, mask, return_index, generator, rng_state
+    )
+    return (y, index) if return_index else y
+
+
+def gumbel_argmax(
+    logits: Tensor,
+    dim: int = -1,
+    keepdim: bool = False,
+    *,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    r"""Samples class indices by the Gumbel-max trick, without storing noise or probabilities.
+
+    .. math::
+        k = \arg\max_i (l_i + g_i), \qquad P(k = i) = \operatorname{softmax}(l)_i
+
+    (Maddison et al., section 2). For the same generator state or ``rng_state`` this is the index
+    that :func:`gumbel_softmax` returns. Ties go to the lowest index.
+
+    Args:
+        logits: unnormalised log-probabilities, any shape, float16, bfloat16, float32 or float64.
+        dim: dimension of the classes.
+        keepdim: whether to keep ``dim``, with size 1.
+        mask: bool tensor that broadcasts to ``logits``; True = may be chosen.
+        generator: see :func:`gumbel_softmax`.
+        rng_state: see :func:`gumbel_softmax`.
+
+    Returns:
+        int64 tensor of the shape of ``logits`` without ``dim``. A row that the mask forbids
+        entirely, or that has no classes, gives -1; a row with a NaN the index of the first NaN.
+
+    Raises:
+        TypeError, ValueError, IndexError: as :func:`gumbel_softmax`.
+    """
+    _check_tensor("gumbel_argmax", "logits", logits)
+    _check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
+    index: Tensor = _gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state)
+    return index
+
+
+def gumbel_noise(
+    size: int | Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | int | None = None,
+    generator: torch.Generator | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    r"""Returns the Gumbel(0, 1) noise that the other functions add to their logits.
+
+    .. math::
+        g = -\log\big(-\log(1 - v)\big), \qquad v \in (0, 1) \text{ on a grid of } 2^{64} \text{ points}
+
+    For the same state, ``gumbel_softmax(logits)`` is ``softmax((logits + gumbel_noise(logits.shape))
+    / tau)`` up to rounding. Values lie in about (-3.8, 45); none is ever infinite.
+
+    Args:
+        size: shape of the result.
+        dtype: float16, bfloat16, float32 or float64; the default dtype if None.
+        device: device of the result; the default device if None.
+        generator: see :func:`gumbel_softmax`.
+        rng_state: see :func:`gumbel_softmax`.
+
+    Returns:
+        A contiguous tensor of shape ``size``. Element ``n`` in row-major order is the noise of
+        position ``n``.
+
+    Raises:
+        TypeError: ``size`` or ``dtype`` is of a wrong type.
+        ValueError: ``size`` is negative, ``rng_state`` is not of shape ``[2]``, or both
+            ``generator`` and ``rng_state`` are given.
+    """
+    shape = (size,) if isinstance(size, int) else tuple(size)
+    for extent in shape:
+        if extent < 0:
+            raise ValueError(f"gumbel_noise: size must not be negative, got {shape}")
+    like = torch.empty(0, dtype=dtype, device=device)
+    _check_optional("gumbel_noise", None, generator, rng_state, like.device)
+    noise: Tensor = _gumbel_noise(like, shape, generator, rng_state)
+    return noise
+
+
+def _split_tau(tau: Number | Tensor) -> tuple[float, Tensor | None]:
+    """Splits a temperature into the op's number and tensor; one of them is not used."""
+    if isinstance(tau, Tensor):
+        return 1.0, tau
+    if isinstance(tau, bool) or not isinstance(tau, (int, float, torch.SymFloat, torch.SymInt)):
+        raise TypeError(
+            f"gumbel_softmax: tau must be a number or a tensor, got {tau!r} of type "
+            f"{type(tau).__name__}"
+        )
+    if torch.compiler.is_compiling():
+        # As a number it would be a constant of the graph, and an annealed one would recompile it
+        # at every step.
+        return 1.0, torch.full((), tau, dtype=torch.float64)
+    return float(tau), None
+
+
+def _check_tensor(function: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def _check_optional(
+    function: str,
+    mask: Tensor | None,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
+    device: torch.device,
+) -> None:
+    """Checks what the op's schema would reject in words that do not name the argument."""
+    if mask is not None:
+        _check_tensor(function, "mask", mask)
+    if rng_state is not None:
+        _check_tensor(function, "rng_state", rng_state)
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"{function}: generator must be a torch.Generator, got {type(generator).__name__}"
+        )
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"{function}: generator must be on the device of the result ({device}), got one on "
+            f"{generator.device}"
+        )

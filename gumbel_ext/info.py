@@ -1,0 +1,111 @@
+"""What is installed and in use, to read or to paste into a report.
+
+    python -m gumbel_ext.info           a table
+    python -m gumbel_ext.info --json    the same as one JSON object
+
+It also works, and says why, when the compiled module does not load; the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from gumbel_ext._build_check import load_compiled_module, torch_built_for
+from gumbel_ext._version import __version__
+
+CAPABILITY_VARIABLE = "GUMBEL_EXT_CPU_CAPABILITY"
+
+
+def registered_ops() -> list[str]:
+    """Returns the schema of every op that `gumbel_ext` has registered, sorted by name."""
+    schemas = torch._C._jit_get_all_schemas()
+    return sorted(str(schema) for schema in schemas if schema.name.startswith("gumbel_ext::"))
+
+
+def collect() -> dict[str, object]:
+    """Returns versions, machine, CPU capability, build flags and ops; JSON types only.
+
+    `load_error` is None when the compiled module loads and the text of its ImportError when it
+    does not; `build`, `cpu_capability` and `ops` are then None or empty.
+    """
+    info: dict[str, object] = {
+        "gumbel_ext": __version__,
+        "location": str(Path(__file__).parent),
+        "load_error": None,
+        "torch": torch.__version__,
+        "torch_built_for": torch_built_for(),
+        "torch_cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": None,
+        "cpu_capabilities": [],
+        "cpu_capability_forced": os.environ.get(CAPABILITY_VARIABLE),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "build": None,
+        "ops": [],
+    }
+    try:
+        load_compiled_module()
+    except ImportError as error:
+        info["load_error"] = str(error)
+        return info
+
+    from gumbel_ext import _C
+
+    info["build"] = _C.build_info()
+    info["cpu_capabilities"] = _C.cpu_capabilities()
+    info["cpu_capability"] = _C.cpu_capability()
+    info["ops"] = registered_ops()
+    return info
+
+
+def as_table(info: Mapping[str, object]) -> str:
+    """Lays out what `collect` returns as lines of `name  value`, nested values indented."""
+    lines = []
+    for name, value in info.items():
+        if name == "load_error" and value is None:
+            continue
+        if isinstance(value, Mapping):
+            lines.append(name)
+            lines += [f"  {key:<20}  {_as_text(item)}" for key, item in value.items()]
+        elif name == "ops" and isinstance(value, list):
+            lines.append(f"{name:<22}  {len(value)}")
+            lines += [f"  {schema}" for schema in value]
+        else:
+            lines.append(f"{name:<22}  {_as_text(value)}")
+    return "\n".join(lines)
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def main() -> int:
+    """Prints the information; returns 1 if the compiled module does not load, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gumbel_ext.info", description="What gumbel_ext is installed and in use."
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+
+    info = collect()
+    print(json.dumps(info, indent=2) if arguments.json else as_table(info))
+    return 0 if info["load_error"] is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

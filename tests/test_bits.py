@@ -1,0 +1,204 @@
+"""The same seed gives the same bits: at any thread count, in any layout, on any instruction set."""
+
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from oracle import DTYPES, expanded, layouts, rng_state
+
+import gumbel_ext
+from gumbel_ext import _C
+
+# One case a regime: short rows, long rows, few rows split in columns, an inner dimension.
+CASES = {
+    "short_rows": ((3001, 10), -1),
+    "long_rows": ((9, 5003), -1),
+    "few_rows": ((2, 70001), -1),
+    "one_row": ((1, 200_003), -1),
+    "inner": ((3, 130, 37), 1),
+    "long_inner": ((2, 1500, 33), 1),
+    "first_dim": ((2500, 19), 0),
+    "one_long_column": ((70001, 1), 0),
+    "image": ((2, 33, 6, 7), 1),
+}
+
+
+def results(logits, dim, state, grad):
+    """Everything that an op returns, forward and backward, for these logits."""
+    out = []
+    leaf = logits.detach().requires_grad_()
+    for tau in (0.5, torch.tensor(0.5, device=logits.device, requires_grad=True)):
+        for hard in (False, True):
+            y, index = gumbel_ext.gumbel_softmax(
+                leaf, tau, hard, dim=dim, return_index=True, rng_state=state
+            )
+            inputs = (leaf, tau) if isinstance(tau, torch.Tensor) else (leaf,)
+            out += [y.detach(), index, *torch.autograd.grad(y, inputs, grad)]
+    out.append(gumbel_ext.gumbel_argmax(logits, dim, rng_state=state))
+    out.append(gumbel_ext.gumbel_noise(logits.shape, dtype=logits.dtype, rng_state=state))
+    return out
+
+
+def assert_same(actual, expected, what):
+    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(a, b), f"{what}: result {i} differs in {int((a != b).sum())} elements"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "dim"), CASES.values(), ids=CASES)
+def test_thread_counts(shape, dim, dtype, thread_count):
+    logits, grad = torch.randn(2, *shape).to(dtype)
+    thread_count(1)
+    expected = results(logits, dim, rng_state(), grad)
+    for threads in (2, 7):
+        thread_count(threads)
+        assert_same(results(logits, dim, rng_state(), grad), expected, f"{threads} threads")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "dim"), CASES.values(), ids=CASES)
+def test_runs(device, state, shape, dim, dtype):
+    logits, grad = torch.randn(2, *shape).to(device, dtype)
+    expected = results(logits, dim, state, grad)
+    assert_same(results(logits, dim, state, grad), expected, "second run")
+
+
+LAYOUT_CASES = {
+    "matrix": ((70, 35), -1),
+    "matrix_first_dim": ((70, 35), 0),
+    "wide": ((3, 2100), -1),
+    "tall": ((2100, 3), 0),
+    "inner": ((3, 40, 17), 1),
+    "image_channels": ((2, 33, 6, 7), 1),
+    "image_width": ((2, 3, 6, 37), 3),
+    "image_height": ((2, 3, 20, 7), 2),
+    "volume_channels": ((2, 20, 3, 4, 5), 1),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "dim"), LAYOUT_CASES.values(), ids=LAYOUT_CASES)
+def test_layouts(device, state, shape, dim, dtype):
+    """Of the logits, of the incoming gradient, and of both."""
+    logits, grad = torch.randn(2, *shape).to(device, dtype)
+    expected = results(logits, dim, state, grad)
+    laid_grads = dict(layouts(grad))
+    for name, laid in layouts(logits):
+        assert_same(results(laid, dim, state, grad), expected, f"logits {name}")
+        assert_same(results(laid, dim, state, laid_grads[name]), expected, f"both {name}")
+    for name, laid in laid_grads.items():
+        assert_same(results(logits, dim, state, laid), expected, f"grad {name}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "dim"), LAYOUT_CASES.values(), ids=LAYOUT_CASES)
+def test_expanded(device, state, shape, dim, dtype):
+    logits, grad = torch.randn(2, *shape).to(device, dtype)
+    # Views with stride 0 pair up: both tensors are expanded over the same dimensions.
+    for (name, view), (_, grad_view) in zip(expanded(logits), expanded(grad), strict=True):
+        expected = results(view.contiguous(), dim, state, grad_view.contiguous())
+        assert_same(results(view, dim, state, grad_view), expected, name)
+
+
+@pytest.mark.parametrize("shape", [(6, 50), (2, 2100), (3, 5, 40)], ids=str)
+def test_dim_may_count_from_either_end(device, state, shape):
+    logits, grad = torch.randn(2, *shape).to(device)
+    for dim in range(len(shape)):
+        assert_same(
+            results(logits, dim - len(shape), state, grad), results(logits, dim, state, grad), dim
+        )
+
+
+@pytest.mark.parametrize("classes", [3, 40, 1500], ids=str)
+def test_row_of_a_batch_equals_the_row_alone(device, state, classes):
+    """The first row's positions are the same: how many rows follow must not change its bits."""
+    logits = torch.randn(200, classes, device=device)
+    whole = gumbel_ext.gumbel_softmax(logits, 0.5, rng_state=state)
+    for rows in (1, 2, 3, 17):
+        part = gumbel_ext.gumbel_softmax(logits[:rows], 0.5, rng_state=state)
+        assert torch.equal(part, whole[:rows])
+
+
+def test_class_dimension_may_lie_anywhere(device, state):
+    """One row's sums do not depend on which dimension holds the classes.
+
+    With a single row the positions agree for every place of the class dimension.
+    """
+    for classes in (10, 1000, 2500):
+        row = torch.randn(classes, device=device)
+        expected = gumbel_ext.gumbel_softmax(row, 0.3, rng_state=state)
+        for shape, dim in (((1, classes), 1), ((classes, 1), 0), ((1, classes, 1), 1)):
+            y = gumbel_ext.gumbel_softmax(row.view(shape), 0.3, dim=dim, rng_state=state)
+            assert torch.equal(y.flatten(), expected), shape
+
+
+# ---- instruction sets ---------------------------------------------------------------------------
+
+
+def instruction_set_results():
+    source = torch.Generator().manual_seed(9)
+    for shape, dim in CASES.values():
+        for dtype in DTYPES:
+            logits, grad = torch.randn(2, *shape, generator=source).to(dtype)
+            for result in results(logits, dim, rng_state(), grad):
+                yield shape, dim, dtype, result
+
+
+def bytes_of(tensor):
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def digests():
+    """Executed in a process of its own, because the capability is read once."""
+    return [hashlib.sha256(bytes_of(r)).hexdigest() for *_, r in instruction_set_results()]
+
+
+def run_with(capability, code):
+    environment = os.environ | {"GUMBEL_EXT_CPU_CAPABILITY": capability}
+    here = str(pathlib.Path(__file__).parent)
+    environment["PYTHONPATH"] = os.pathsep.join([here, *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", f"from gumbel_ext import _C\nimport test_bits\n{code}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+LOWER = [c for c in _C.cpu_capabilities() if c != _C.cpu_capability()]
+
+
+@pytest.mark.parametrize("capability", _C.cpu_capabilities())
+def test_the_environment_chooses_the_instruction_set(capability):
+    assert run_with(capability, "print(_C.cpu_capability())") == [capability]
+
+
+@pytest.mark.parametrize("capability", LOWER)
+def test_instruction_sets_with_fma_agree(capability):
+    if capability == "generic":
+        pytest.skip("generic has no fma; it is compared by value")
+    assert run_with(capability, "print(*test_bits.digests())") == digests()
+
+
+@pytest.mark.parametrize("capability", [c for c in LOWER if c == "generic"])
+def test_generic_is_close(capability, tmp_path):
+    path = tmp_path / "generic.pt"
+    code = f"import torch\ntorch.save([*test_bits.instruction_set_results()], {str(path)!r})"
+    run_with(capability, code)
+    for (shape, dim, dtype, mine), (*_, theirs) in zip(
+        instruction_set_results(), torch.load(path), strict=True
+    ):
+        case = f"{shape} dim {dim} {dtype}"
+        if mine.dtype == torch.int64:
+            assert (mine == theirs).float().mean() > 0.999, case
+        else:
+            loose = 64 * torch.finfo(dtype).eps
+            torch.testing.assert_close(mine, theirs, rtol=loose, atol=loose, msg=case)
