@@ -11,6 +11,7 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,13 @@ def rows(case: Case, measured: dict[str, Measurement]) -> list[dict[str, Any]]:
     return table
 
 
-def run_case(case: Case, budget: Budget, with_compile: bool) -> list[dict[str, Any]]:
+def run_case(
+    case: Case, budget: Budget, clock: Callable[[], float], with_compile: bool
+) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     inputs = Inputs(case)
     race = contenders(case, inputs, with_compile)
-    return rows(case, measure_interleaved(race, inputs.count, budget))
+    return rows(case, measure_interleaved(race, inputs.count, budget, clock))
 
 
 class Progress:
@@ -131,6 +134,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: a minute")
     parser.add_argument("--cases", metavar="PATTERN", help="only cases named like *PATTERN*")
     parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads (default 2)")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="CPU time instead of wall time: for a busy machine, and with --threads 1 alone",
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory cases out")
     parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
@@ -138,6 +146,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.threads < 1:
         parser.error(f"--threads must be at least 1, got {arguments.threads}")
+    if arguments.cpu_time and arguments.threads != 1:
+        # Threads that wait for each other spin, which is CPU time too.
+        parser.error(f"--cpu-time needs --threads 1, got {arguments.threads}")
     return arguments
 
 
@@ -163,16 +174,20 @@ def main() -> int:
     if load is not None and load > 0.3 * machine["cores_available"]:
         print(f"bench_cpu.py: load average {load:.2f}: the machine is not quiet", file=sys.stderr)
 
-    kind = "-quick" if quick else "-partial" if arguments.cases else ""
+    # Only a whole run under the targets' conditions takes the name that is kept.
+    partial = arguments.cases or arguments.no_compile or arguments.no_memory or threads != 2
+    kind = "-quick" if quick else "-partial" if partial else ""
     capability = versions["gumbel_ext_cpu_capability"]
     output = arguments.output or RESULTS / f"cpu-{capability}{kind}.json"
     budget = QUICK if quick else FULL
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     document: dict[str, Any] = {
         "format": FORMAT,
         "date": environment.now(),
         "quick": quick,
         "complete": False,
         "threads": threads,
+        "clock": "cpu" if arguments.cpu_time else "wall",
         "budget": asdict(budget),
         "machine": machine,
         "versions": versions,
@@ -197,7 +212,7 @@ def main() -> int:
                 if is_memory:
                     table = memory.run_in_own_process(case, threads, compiled)
                 else:
-                    table = run_case(case, budget, compiled)
+                    table = run_case(case, budget, clock, compiled)
             except RuntimeError as error:
                 # Out of memory, or a compiler that is missing: the other cases still count.
                 reason = str(error).strip().splitlines()[0]

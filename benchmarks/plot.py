@@ -40,6 +40,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,10 @@ Row = dict[str, Any]
 # The instruction set that the targets are stated for comes first.
 CAPABILITIES = ("avx512", "avx2", "neon", "generic")
 CAPABILITY_NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "generic": "generic"}
+
+
+def count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 class Result:
@@ -101,13 +106,15 @@ class Result:
         versions, revision = document["versions"], document["revision"]
         commit = (revision["commit"] or "unknown")[:12] + ("+" if revision["modified"] else "")
         compiler = versions["gumbel_ext_build"].get("compiler", "unknown")
-        quick = " A `--quick` run: for orientation only." if document["quick"] else ""
+        notes = " A `--quick` run: for orientation only." if document["quick"] else ""
+        if document["clock"] == "cpu":
+            notes += " In CPU time, not wall time."
         kernels = CAPABILITY_NAMES.get(self.capability, self.capability)
-        cores = f"{machine['cores_available']} cores, {document['threads']} threads"
+        cores = f"{machine['cores_available']} cores, {count(document['threads'], 'thread')}"
         return (
             f"Measured with the **{kernels}** kernels on {machine['cpu']} ({cores}), "
             f"torch {versions['torch']}, gumbel_ext {versions['gumbel_ext']} built by {compiler}, "
-            f"commit {commit}, {document['date'][:10]}.{quick}"
+            f"commit {commit}, {document['date'][:10]}.{notes}"
         )
 
 
@@ -477,7 +484,7 @@ def machine_caption(result: Result) -> str:
     document = result.document
     capability = CAPABILITY_NAMES.get(result.capability, result.capability)
     return (
-        f"{document['machine']['cpu']}, {capability}, {document['threads']} threads, "
+        f"{document['machine']['cpu']}, {capability}, {count(document['threads'], 'thread')}, "
         f"torch {document['versions']['torch']}"
     )
 
@@ -505,6 +512,8 @@ def draw_panel(axes: Axes, result: Result, op: str, peer: str, title: str) -> No
             fontsize=8.5,
             fontweight="bold",
             color=STYLES[GUMBEL_EXT]["color"],
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            zorder=len(order),
         )
     axes.set_title(title, fontsize=10, fontweight="bold", loc="left", pad=6)
     axes.set_yscale("log")

@@ -50,17 +50,17 @@ struct Numerics<float> {
   static constexpr float ln2 = 0x1.62e430p-1f;
 
   static constexpr int log1m_terms = 8, log1p_terms = 8, exp2_terms = 6;
-  GUMBEL_EXT_HOST_DEVICE static constexpr float log1m(int i) {
+  GUMBEL_EXT_INLINE static constexpr float log1m(int i) {
     constexpr float c[log1m_terms] = {0x1.fffec0p-2f,  0x1.55a3aap-2f, 0x1.f30fc4p-3f,  0x1.0e0576p-2f,
                                       -0x1.729b20p-3f, 0x1.356f6ep+0f, -0x1.a3bd7ep+0f, 0x1.6a2070p+0f};
     return c[i];
   }
-  GUMBEL_EXT_HOST_DEVICE static constexpr float log1p(int i) {
+  GUMBEL_EXT_INLINE static constexpr float log1p(int i) {
     constexpr float c[log1p_terms] = {-0x1.ffffd6p-2f, 0x1.5554fap-2f, -0x1.001482p-2f, 0x1.99d430p-3f,
                                       -0x1.503258p-3f, 0x1.1ea21ap-3f, -0x1.3b2bccp-3f, 0x1.1f430cp-3f};
     return c[i];
   }
-  GUMBEL_EXT_HOST_DEVICE static constexpr float exp2(int i) {
+  GUMBEL_EXT_INLINE static constexpr float exp2(int i) {
     constexpr float c[exp2_terms] = {0x1.62e430p-1f, 0x1.ebfbdcp-3f,  0x1.c6aee8p-5f,
                                      0x1.3b2d4ep-7f, 0x1.5f3e52p-10f, 0x1.41fbb2p-13f};
     return c[i];
@@ -84,7 +84,7 @@ struct Numerics<double> {
   static constexpr double ln2 = 0x1.62e42fefa39efp-1;
 
   static constexpr int log1m_terms = 20, log1p_terms = 20, exp2_terms = 11;
-  GUMBEL_EXT_HOST_DEVICE static constexpr double log1m(int i) {
+  GUMBEL_EXT_INLINE static constexpr double log1m(int i) {
     constexpr double c[log1m_terms] = {
         0x1.fffffffffff85p-2, 0x1.55555555603f9p-2, 0x1.fffffff542ebep-3, 0x1.99999c46fdb43p-3,
         0x1.5554eedeab27ep-3, 0x1.249c62958d021p-3, 0x1.fe9b277bf23ebp-4, 0x1.d9107f3c07cc9p-4,
@@ -93,7 +93,7 @@ struct Numerics<double> {
         -0x1.1c632bf57f3e7p8, 0x1.c81dd74341211p7,  -0x1.c6c35d84139f1p6, 0x1.ae87652e62da1p4};
     return c[i];
   }
-  GUMBEL_EXT_HOST_DEVICE static constexpr double log1p(int i) {
+  GUMBEL_EXT_INLINE static constexpr double log1p(int i) {
     constexpr double c[log1p_terms] = {
         -0x1.ffffffffffff8p-2, 0x1.5555555555532p-2, -0x1.00000000014ccp-2, 0x1.99999999a0cbdp-3,
         -0x1.5555555357df6p-3, 0x1.2492492070c55p-3, -0x1.000000b13f699p-3, 0x1.c71c742563c4ap-4,
@@ -102,7 +102,7 @@ struct Numerics<double> {
         -0x1.736efcad2b6aap-5, 0x1.55a93795f8f3ep-5, -0x1.64342c63229acp-4, 0x1.5c7a28c288931p-4};
     return c[i];
   }
-  GUMBEL_EXT_HOST_DEVICE static constexpr double exp2(int i) {
+  GUMBEL_EXT_INLINE static constexpr double exp2(int i) {
     constexpr double c[exp2_terms] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe8p-5,
                                       0x1.3b2ab6fba0116p-7,  0x1.5d87fe78cd662p-10, 0x1.4309130ed97adp-13,
                                       0x1.ffcbfba99c14cp-17, 0x1.62bfc79bcde3fp-20, 0x1.b5267cae9144cp-24,
@@ -118,9 +118,11 @@ struct Numerics<double> {
 //   Bits                         the integer type (or vector) of the same width
 //   F splat(Scalar), Bits splat_bits(Numerics<Scalar>::Bits)
 // and, found by argument-dependent lookup:
-//   F: + - *, fma(a, b, c) = a*b + c rounded once, less(a, b) -> mask, select(mask, a, b), bits(F) -> Bits
+//   F: + - *, fma(a, b, c) = a*b + c rounded once, less(a, b) -> mask, select(mask, a, b), zero_unless(mask, a),
+//   bits(F) -> Bits
 //   Bits: + - & | ^, shift_left(b, Int<n>), shift_right(b, Int<n>) (logical), real(Bits) -> F
-//   32-bit Bits also: top_bit(b) -> mask, spread_top_bit(b) (arithmetic shift by 31), to_real(b) for 0 <= b < 2^31
+//   32-bit Bits also: spread_top_bit(b) (arithmetic shift by 31), as_mask(b) of that, top_bit(b) -> mask good for any()
+//   and select() only, to_real(b) for 0 <= b < 2^31
 template <class F>
 struct RealTraits;
 
@@ -129,19 +131,22 @@ struct Int {};
 
 // ---- functions -------------------------------------------------------------------------------------------------------
 
-// Eight terms by Estrin's scheme: half the latency of Horner's for two multiplications more, x^2 being at hand anyway.
-// A vector loop over one logarithm after the other is bound by latency, not by the number of instructions.
+// Eight terms as even and odd powers: half the latency of Horner's scheme, x^2 being at hand anyway, and hardly more
+// instructions. (Estrin's would save a little more latency, but each of its pairs needs a constant in a register.)
 template <class F, class Table>
-GUMBEL_EXT_HOST_DEVICE F polynomial(F x, F x2, Int<8>, Table coefficient) {
+GUMBEL_EXT_INLINE F polynomial(F x, F x2, Int<8>, Table coefficient) {
   using T = RealTraits<F>;
-  const auto pair = [&](int i) { return fma(T::splat(coefficient(i + 1)), x, T::splat(coefficient(i))); };
-  const F low = fma(pair(2), x2, pair(0));
-  const F high = fma(pair(6), x2, pair(4));
-  return fma(high, x2 * x2, low);
+  F even = T::splat(coefficient(6)), odd = T::splat(coefficient(7));
+#pragma GCC unroll 3
+  for (int i = 4; i >= 0; i -= 2) {
+    even = fma(even, x2, T::splat(coefficient(i)));
+    odd = fma(odd, x2, T::splat(coefficient(i + 1)));
+  }
+  return fma(odd, x, even);
 }
 
 template <class F, class Table, int terms>
-GUMBEL_EXT_HOST_DEVICE F polynomial(F x, F, Int<terms>, Table coefficient) {
+GUMBEL_EXT_INLINE F polynomial(F x, F, Int<terms>, Table coefficient) {
   using T = RealTraits<F>;
   F p = T::splat(coefficient(terms - 1));
 #pragma GCC unroll 20
@@ -153,7 +158,7 @@ GUMBEL_EXT_HOST_DEVICE F polynomial(F x, F, Int<terms>, Table coefficient) {
 
 // E = -log1p(-v), given q = min(v, 1 - v) and upper = (v >= 1/2).
 template <class F, class Mask>
-GUMBEL_EXT_HOST_DEVICE F exponential_from_tail(F q, Mask upper) {
+GUMBEL_EXT_INLINE F exponential_from_tail(F q, Mask upper) {
   using T = RealTraits<F>;
   using N = Numerics<typename T::Scalar>;
   const auto q_bits = bits(q);
@@ -162,7 +167,7 @@ GUMBEL_EXT_HOST_DEVICE F exponential_from_tail(F q, Mask upper) {
   const F minus_e = T::splat(N::integer_real + N::bias_of_half) -
                     real(shift_right(q_bits, Int<N::mantissa_bits>()) | T::splat_bits(N::integer_bits));
   const F t = select(upper, T::splat(1) - m, q);
-  const F k = select(upper, minus_e, T::splat(0));
+  const F k = zero_unless(upper, minus_e);
   const F t2 = t * t;
   const F a = polynomial(t, t2, Int<N::log1m_terms>(), [](int i) { return N::log1m(i); });
   return fma(k, T::splat(N::ln2), fma(t2, a, t));
@@ -170,7 +175,7 @@ GUMBEL_EXT_HOST_DEVICE F exponential_from_tail(F q, Mask upper) {
 
 // log x for normal x > 0.
 template <class F>
-GUMBEL_EXT_HOST_DEVICE F log_positive(F x) {
+GUMBEL_EXT_INLINE F log_positive(F x) {
   using T = RealTraits<F>;
   using N = Numerics<typename T::Scalar>;
   // x = 2^e m with m in [2/3, 4/3), so that x near 1 has e = 0 and the result keeps its relative accuracy there.
@@ -184,39 +189,37 @@ GUMBEL_EXT_HOST_DEVICE F log_positive(F x) {
   return fma(e, T::splat(N::ln2), fma(f2, b, f));
 }
 
-// g = -log E.
-template <class F>
-GUMBEL_EXT_HOST_DEVICE F gumbel_from_exponential(F e) {
-  return RealTraits<F>::splat(0) - log_positive(e);
-}
-
-// float32, from the first word alone: v = (hi + 1/2) 2^-32. Good to 2^-21 unless tail_words(), below, says otherwise.
+// float32, from the first word alone: v = (hi + 1/2) 2^-32. Good to 2^-21 unless needs_low_word().
 template <class F, class Words>
-GUMBEL_EXT_HOST_DEVICE F exponential_from_high_word(Words hi) {
+GUMBEL_EXT_INLINE F exponential_from_high_word(Words hi) {
   using T = RealTraits<F>;
-  const F nearest = to_real(hi ^ spread_top_bit(hi));
-  return exponential_from_tail(fma(nearest, T::splat(0x1p-32f), T::splat(0x1p-33f)), top_bit(hi));
+  const Words flip = spread_top_bit(hi);
+  const F nearest = to_real(hi ^ flip);
+  return exponential_from_tail(fma(nearest, T::splat(0x1p-32f), T::splat(0x1p-33f)), as_mask(flip));
 }
 
-// Whether hi lies within 2^20 of either end of its range, where 32 bits no longer resolve E: probability 2^-11.
-constexpr std::uint32_t kTailWidth = 1u << 20;
-
-// float32, from both words: v = (hi 2^32 + lo + 1/2) 2^-64. For hi within kTailWidth of an end, where every part
-// of the sum is exact.
+// Lanes whose hi lies within 2^20 of either end of its range, where 32 bits no longer resolve E: probability 2^-11.
 template <class F, class Words>
-GUMBEL_EXT_HOST_DEVICE F exponential_from_tail_words(Words hi, Words lo) {
+GUMBEL_EXT_INLINE auto needs_low_word(Words hi) {
+  return top_bit((hi ^ spread_top_bit(hi)) - RealTraits<F>::splat_bits(1u << 20));
+}
+
+// float32, from both words: v = (hi 2^32 + lo + 1/2) 2^-64. Where needs_low_word(): every part of the sum is
+// exact there.
+template <class F, class Words>
+GUMBEL_EXT_INLINE F exponential_from_tail_words(Words hi, Words lo) {
   using T = RealTraits<F>;
   const Words flip = spread_top_bit(hi);
   const Words near_lo = lo ^ flip;
   const F lo_high = to_real(shift_right(near_lo, Int<16>()));
   const F lo_low = to_real(near_lo & T::splat_bits(0xFFFFu));
   const F below = fma(lo_high, T::splat(0x1p-48f), fma(lo_low, T::splat(0x1p-64f), T::splat(0x1p-65f)));
-  return exponential_from_tail(fma(to_real(hi ^ flip), T::splat(0x1p-32f), below), top_bit(hi));
+  return exponential_from_tail(fma(to_real(hi ^ flip), T::splat(0x1p-32f), below), as_mask(flip));
 }
 
 // float64, from both words given as real numbers. Complements are exact; v is rounded once.
 template <class F>
-GUMBEL_EXT_HOST_DEVICE F exponential_from_real_words(F hi, F lo) {
+GUMBEL_EXT_INLINE F exponential_from_real_words(F hi, F lo) {
   using T = RealTraits<F>;
   const F largest = T::splat(0x1p32 - 1);
   const auto lower = less(hi, T::splat(0x1p31));
@@ -229,7 +232,7 @@ GUMBEL_EXT_HOST_DEVICE F exponential_from_real_words(F hi, F lo) {
 
 // 2^x for x <= 0 (or NaN). Exactly 0 below the smallest normal number and for -inf.
 template <class F>
-GUMBEL_EXT_HOST_DEVICE F exp2_nonpositive(F x) {
+GUMBEL_EXT_INLINE F exp2_nonpositive(F x) {
   using T = RealTraits<F>;
   using N = Numerics<typename T::Scalar>;
   const F shifted = x + T::splat(N::round_shift);

@@ -13,9 +13,9 @@
 #include <cstdint>
 
 #if defined(__CUDACC__)
-#define GUMBEL_EXT_HOST_DEVICE __host__ __device__ __forceinline__
+#define GUMBEL_EXT_INLINE __host__ __device__ __forceinline__
 #else
-#define GUMBEL_EXT_HOST_DEVICE inline
+#define GUMBEL_EXT_INLINE inline __attribute__((always_inline))
 #endif
 
 // One copy of every inline function per instruction set: were the AVX-512 build of one to stand in for the baseline
@@ -35,13 +35,13 @@ constexpr int kPhiloxRounds = 10;
 
 // One 32-bit counter word, or a vector of them. A vector type may keep junk above the low 32 bits of wider lanes as
 // long as wide_multiply ignores it; that is what makes the low half of a product free.
-GUMBEL_EXT_HOST_DEVICE std::uint64_t wide_multiply(std::uint32_t a, std::uint32_t multiplier) {
+GUMBEL_EXT_INLINE std::uint64_t wide_multiply(std::uint32_t a, std::uint32_t multiplier) {
   return static_cast<std::uint64_t>(a) * multiplier;
 }
-GUMBEL_EXT_HOST_DEVICE std::uint32_t high_word(std::uint64_t product) {
+GUMBEL_EXT_INLINE std::uint32_t high_word(std::uint64_t product) {
   return static_cast<std::uint32_t>(product >> 32);
 }
-GUMBEL_EXT_HOST_DEVICE std::uint32_t low_word(std::uint64_t product) {
+GUMBEL_EXT_INLINE std::uint32_t low_word(std::uint64_t product) {
   return static_cast<std::uint32_t>(product);
 }
 
@@ -51,14 +51,14 @@ struct PhiloxBlock {
 };
 
 template <class Word, class Key>
-GUMBEL_EXT_HOST_DEVICE PhiloxBlock<Word> philox_round(const PhiloxBlock<Word>& c, Key k0, Key k1) {
+GUMBEL_EXT_INLINE PhiloxBlock<Word> philox_round(const PhiloxBlock<Word>& c, Key k0, Key k1) {
   const auto p0 = wide_multiply(c.c0, kPhiloxMultiplier0);
   const auto p1 = wide_multiply(c.c2, kPhiloxMultiplier1);
   return {high_word(p1) ^ c.c1 ^ k0, low_word(p1), high_word(p0) ^ c.c3 ^ k1, low_word(p0)};
 }
 
 // The textbook form: any counter, any key. Tests compare it with published known answers.
-GUMBEL_EXT_HOST_DEVICE PhiloxBlock<std::uint32_t> philox4x32_10(PhiloxBlock<std::uint32_t> counter,
+GUMBEL_EXT_INLINE PhiloxBlock<std::uint32_t> philox4x32_10(PhiloxBlock<std::uint32_t> counter,
                                                                 std::uint32_t k0,
                                                                 std::uint32_t k1) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
@@ -79,7 +79,7 @@ struct PhiloxStream {
   Constant k0[kFullRounds], k1[kFullRounds];
 
   template <class Word>
-  GUMBEL_EXT_HOST_DEVICE PhiloxBlock<Word> block(const Word& block_low) const {
+  GUMBEL_EXT_INLINE PhiloxBlock<Word> block(const Word& block_low) const {
     const auto p1 = wide_multiply(block_low, kPhiloxMultiplier1);
     const auto p0 = wide_multiply(high_word(p1) ^ round1_c0, kPhiloxMultiplier0);
     const Word c0 = low_word(p1) ^ round2_c0;
@@ -97,7 +97,7 @@ struct PhiloxStream {
 };
 
 // draw = offset + k of the contract; block_high = the high 32 bits of n / 4.
-GUMBEL_EXT_HOST_DEVICE PhiloxStream<std::uint32_t> philox_stream(std::uint64_t seed, std::uint64_t draw,
+GUMBEL_EXT_INLINE PhiloxStream<std::uint32_t> philox_stream(std::uint64_t seed, std::uint64_t draw,
                                                                  std::uint32_t block_high) {
   std::uint32_t key0 = low_word(seed), key1 = high_word(seed);
   PhiloxStream<std::uint32_t> s;
@@ -121,7 +121,7 @@ GUMBEL_EXT_HOST_DEVICE PhiloxStream<std::uint32_t> philox_stream(std::uint64_t s
 }
 
 // The word that element n of the contract reads from block(k), for the few places that want just one.
-GUMBEL_EXT_HOST_DEVICE std::uint32_t philox_word(std::uint64_t seed, std::uint64_t draw, std::uint64_t n) {
+GUMBEL_EXT_INLINE std::uint32_t philox_word(std::uint64_t seed, std::uint64_t draw, std::uint64_t n) {
   const std::uint64_t index = n >> 2;
   const auto b = philox_stream(seed, draw, high_word(index)).block(low_word(index));
   switch (n & 3) {

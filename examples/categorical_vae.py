@@ -4,7 +4,7 @@
 model is trained twice, step by step in turn: on `gumbel_ext.gumbel_softmax` and on
 `torch.nn.functional.gumbel_softmax`, from the same weights and on the same batches.
 
-    python examples/categorical_vae.py [--steps N] [--seed N] [--out FOLDER]
+    python examples/categorical_vae.py [--steps N] [--seed N] [--threads N] [--out FOLDER]
 
 Data: each pixel is binarised once, 1 where its grey value is at least half of the maximum, so that
 the bound is on a probability of binary images (Jang et al. train on fixed binarised images, too).
@@ -328,15 +328,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000, help="training steps (default: 4000)")
     parser.add_argument("--seed", type=int, default=0, help="weights, batches, noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the picture")
+    # Matrices of a batch this small gain little from a second thread, and on a busy machine the
+    # threads' waits for each other would be most of what is timed.
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     arguments = parser.parse_args()
-    if arguments.steps < 1:
-        parser.error(f"--steps must be at least 1, got {arguments.steps}")
+    for name in ("steps", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    torch.set_num_threads(arguments.threads)
 
     x_train, x_test, labels = load_binary_digits()
     print(
         f"categorical VAE: {LATENTS} latent variables x {CLASSES} classes, batch {BATCH}, "
-        f"{arguments.steps} steps, {torch.get_num_threads()} threads\n"
-        f"scikit-learn digits, binary: {len(x_train)} images to train on, {len(x_test)} to test\n"
+        f"{arguments.steps} steps, threads: {arguments.threads}\n"
+        f"scikit-learn digits, binary: {len(x_train)} images to train on, {len(x_test)} to test\n",
+        flush=True,
     )
     runs = [
         make_run("gumbel_ext", gumbel_ext.gumbel_softmax, arguments.seed),

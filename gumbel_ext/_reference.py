@@ -272,15 +272,15 @@ def gumbel_softmax(
     )
     chosen = index.clamp(min=0).unsqueeze(dim)
     # The maximum goes before the division: the smallest tau then gives 0 and -inf, never inf - inf.
-    # z of the maximum is the constant 0 (NaN for +inf): autograd then finds its derivative as minus
-    # the sum of the others', where y_k (dy_k - sum(dy y)) would cancel to nothing as y_k nears 1.
-    # Entries at -inf are constants, too, because 0 * inf in the derivative is NaN.
-    peak = scores.gather(dim, chosen)
+    # Entries at -inf are constants, because 0 * inf in the derivative is NaN.
+    peak = scores.detach().gather(dim, chosen)
     absent = (scores == -torch.inf) & (peak != -torch.inf)
     distance = (scores.masked_fill(absent, 0.0) - peak).masked_fill(absent, 0.0)
-    z = (distance / tau).scatter(dim, chosen, (peak - peak).detach())
-    z = z.masked_fill(absent, -torch.inf)
-    y = torch.softmax(z, dim)
+    y = torch.softmax((distance / tau).masked_fill(absent, -torch.inf), dim)
+    # The chosen entry keeps its value and is differentiated as 1 - (the others).  The softmax then
+    # receives dy - dy_k, and y_k (dy_k - sum(dy y)) does not cancel to nothing as y_k nears 1.
+    others = y.scatter(dim, chosen, 0.0).sum(dim, keepdim=True)
+    y = y.scatter(dim, chosen, y.detach().gather(dim, chosen) + (others.detach() - others))
     if hard:
         one_hot = torch.zeros_like(y).scatter(dim, chosen, 1.0)
         # (y - y) is exactly 0, so the value is exactly 0 or 1; in a NaN row it is NaN.

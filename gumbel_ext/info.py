@@ -33,13 +33,13 @@ def registered_ops() -> list[str]:
 def collect() -> dict[str, object]:
     """Returns versions, machine, CPU capability, build flags and ops; JSON types only.
 
-    `load_error` is None when the compiled module loads and the text of its ImportError when it
-    does not; `build`, `cpu_capability` and `ops` are then None or empty.
+    `error` is None when the compiled module can be used. Otherwise it says why not, and what could
+    not be found out is None or empty.
     """
     info: dict[str, object] = {
         "gumbel_ext": __version__,
         "location": str(Path(__file__).parent),
-        "load_error": None,
+        "error": None,
         "torch": torch.__version__,
         "torch_built_for": torch_built_for(),
         "torch_cuda": torch.version.cuda,
@@ -56,16 +56,14 @@ def collect() -> dict[str, object]:
     }
     try:
         load_compiled_module()
-    except ImportError as error:
-        info["load_error"] = str(error)
-        return info
+        from gumbel_ext import _C
 
-    from gumbel_ext import _C
-
-    info["build"] = _C.build_info()
-    info["cpu_capabilities"] = _C.cpu_capabilities()
-    info["cpu_capability"] = _C.cpu_capability()
-    info["ops"] = registered_ops()
+        info["build"] = _C.build_info()
+        info["ops"] = registered_ops()
+        info["cpu_capabilities"] = _C.cpu_capabilities()
+        info["cpu_capability"] = _C.cpu_capability()
+    except (ImportError, ValueError) as error:  # ValueError: the variable names no capability
+        info["error"] = str(error)
     return info
 
 
@@ -73,7 +71,7 @@ def as_table(info: Mapping[str, object]) -> str:
     """Lays out what `collect` returns as lines of `name  value`, nested values indented."""
     lines = []
     for name, value in info.items():
-        if name == "load_error" and value is None:
+        if name == "error" and value is None:
             continue
         if isinstance(value, Mapping):
             lines.append(name)
@@ -95,7 +93,7 @@ def _as_text(value: object) -> str:
 
 
 def main() -> int:
-    """Prints the information; returns 1 if the compiled module does not load, else 0."""
+    """Prints the information; returns 1 if the compiled module cannot be used, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m gumbel_ext.info", description="What gumbel_ext is installed and in use."
     )
@@ -104,7 +102,7 @@ def main() -> int:
 
     info = collect()
     print(json.dumps(info, indent=2) if arguments.json else as_table(info))
-    return 0 if info["load_error"] is None else 1
+    return 0 if info["error"] is None else 1
 
 
 if __name__ == "__main__":

@@ -24,9 +24,13 @@ def rng_state(seed=SEED, offset=OFFSET, device="cpu"):
     return torch.tensor([as_int64(seed), as_int64(offset)], device=device)
 
 
+_CHUNK = 1 << 15
+
+
 @functools.cache
-def _noise_from_zero(seed, offset, count):
-    return _reference.gumbel_noise([count], rng_state(seed, offset))
+def _chunk_of_noise(seed, offset, number):
+    """Small enough for the hundred temporaries of the generator to stay in the cache."""
+    return _reference.gumbel_noise([_CHUNK], rng_state(seed, offset), number * _CHUNK)
 
 
 def noise(shape, seed=SEED, offset=OFFSET):
@@ -35,8 +39,8 @@ def noise(shape, seed=SEED, offset=OFFSET):
     Noise depends on the linear position alone, so one cached row serves every shape.
     """
     count = math.prod(shape)
-    row = _noise_from_zero(seed, offset, max(1 << 16, 1 << max(count - 1, 0).bit_length()))
-    return row[:count].reshape(shape)
+    chunks = [_chunk_of_noise(seed, offset, i) for i in range(-(-count // _CHUNK))]
+    return torch.cat([torch.empty(0, dtype=torch.float64), *chunks])[:count].reshape(shape)
 
 
 def noise_for(logits, used_rng_state):
@@ -140,6 +144,17 @@ def gradient_floor(dtype, logits, grad, tau, noise, dim=-1, mask=None):
     losers = y.scatter(dim, index.clamp(min=0).unsqueeze(dim), 0.0).amax(dim, keepdim=True)
     underflow = 4 * smallest(dtype) * (1 + grad / tau)
     return underflow + 16 * eps(torch.float64) * losers * grad / tau
+
+
+def assert_row_errors(actual, expected, logits, grad, tau, noise, dim=-1, mask=None, slack=1.0):
+    """The target for gradients: 99.9 % of rows within ``relative_bound``."""
+    assert actual.dtype == logits.dtype
+    assert actual.shape == logits.shape
+    floor = gradient_floor(logits.dtype, logits, grad, tau, noise, dim, mask)
+    bound = relative_bound(logits.dtype, condition(logits, noise, tau, dim))
+    excess = (row_error(actual, expected, dim, floor) / bound).flatten()
+    assert not excess.isnan().any()
+    assert excess.quantile(0.999) <= slack, f"{excess.quantile(0.999):.3g} times the target"
 
 
 # ---- memory layouts -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ inline namespace GUMBEL_EXT_ISA {
 // Pointers into memory of which 16 elements can be read from p come as (p, end): vectors may run past the elements asked
 // for, but never past end.
 template <class T>
-inline __attribute__((always_inline)) auto load_run(const T* p, std::int64_t count, const T* end) {
+GUMBEL_EXT_INLINE auto load_run(const T* p, std::int64_t count, const T* end) {
   if (__builtin_expect(end - p >= kLanes, 1)) return load(p);
   T padded[kLanes] = {};
   for (std::int64_t i = 0; i < std::min<std::int64_t>(count, kLanes); ++i) padded[i] = p[i];
@@ -19,7 +19,7 @@ inline __attribute__((always_inline)) auto load_run(const T* p, std::int64_t cou
 }
 // Likewise for stores: elements after the first `count` and before end may be overwritten.
 template <class T, class F>
-inline __attribute__((always_inline)) void store_run(T* p, const F& v, std::int64_t count, const T* end) {
+GUMBEL_EXT_INLINE void store_run(T* p, const F& v, std::int64_t count, const T* end) {
   if (__builtin_expect(end - p >= kLanes, 1)) {
     store(p, v);
     return;
@@ -39,8 +39,8 @@ inline typename RealTraits<F>::Mask allowed_run(const std::uint8_t* p, std::int6
 // The Philox words of one (seed, offset).
 class NoiseSource {
  public:
-  // A fill() writes whole vectors of blocks, up to this many words more than asked for.
-  static constexpr int kSlack = 4 * RegWord::lanes * sizeof(Words::r) / sizeof(RegWord);
+  // A fill() writes whole registers of blocks, up to this many words more than asked for.
+  static constexpr int kSlack = 4 * RegWord::lanes;
 
   NoiseSource(std::uint64_t seed, std::uint64_t offset) : seed_(seed), offset_(offset) {
     set_block_high(0);
@@ -81,14 +81,24 @@ class NoiseSource {
 
   static void fill_same_high(const PhiloxStream<RegWord>& stream, std::uint32_t first, std::int64_t blocks,
                              std::uint32_t* out) {
-    constexpr int kRegs = sizeof(Words::r) / sizeof(RegWord);
-    Words block;
+    constexpr std::int64_t kFew = RegWord::lanes, kMany = sizeof(Words::r) / sizeof(RegWord) * kFew;
+    const std::int64_t rest = blocks % kMany, main = blocks - rest;
+    fill_packs<Words>(stream, first, main, out);
+    fill_packs<FewWords>(stream, first + static_cast<std::uint32_t>(main), (rest + kFew - 1) / kFew * kFew,
+                         out + 4 * main);
+  }
+
+  template <class W>
+  static GUMBEL_EXT_INLINE void fill_packs(const PhiloxStream<RegWord>& stream, std::uint32_t first,
+                                           std::int64_t blocks, std::uint32_t* out) {
+    constexpr int kRegs = sizeof(W::r) / sizeof(RegWord);
+    W block;
     for (int i = 0; i < kRegs; ++i) {
       block.r[i] = RegWord::splat(first + static_cast<std::uint32_t>(i * RegWord::lanes)) + RegWord::lane_blocks();
     }
     const RegWord step = RegWord::splat(kRegs * RegWord::lanes);
     for (std::int64_t b = 0; b < blocks; b += kRegs * RegWord::lanes) {
-      const PhiloxBlock<Words> w = stream.block(block);
+      const PhiloxBlock<W> w = stream.block(block);
       for (int i = 0; i < kRegs; ++i) {
         interleave_words(out + 4 * b + 4 * i * RegWord::lanes, w.c0.r[i], w.c1.r[i], w.c2.r[i], w.c3.r[i]);
         block.r[i] = block.r[i] + step;
@@ -119,17 +129,16 @@ class GumbelSpan<float> {
     source.fill(0, n >> 2, (skip_ + count + 3) / 4, high_);
   }
 
-  // The noise of 16 * packs positions from n + at on.
+  // log E, the negative of the noise, of 16 * packs positions from n + at on.
   template <int packs>
-  inline __attribute__((always_inline)) void gumbel(std::int64_t at, F32 (&g)[packs]) const {
-    using T = RealTraits<F32>;
+  GUMBEL_EXT_INLINE void log_exponential(std::int64_t at, F32 (&log_e)[packs]) const {
     const std::uint32_t* high = high_ + skip_ + at;
     M32 in_tail[packs];
 #pragma GCC unroll 4
     for (int i = 0; i < packs; ++i) {
       const U32 hi = load_words(high + kLanes * i);
-      in_tail[i] = less_signed(hi ^ spread_top_bit(hi), T::splat_bits(kTailWidth));
-      g[i] = gumbel_from_exponential(exponential_from_high_word<F32>(hi));
+      in_tail[i] = needs_low_word<F32>(hi);
+      log_e[i] = log_positive(exponential_from_high_word<F32>(hi));
     }
     M32 any_in_tail = in_tail[0];
 #pragma GCC unroll 4
@@ -138,23 +147,22 @@ class GumbelSpan<float> {
 #pragma GCC unroll 4
       for (int i = 0; i < packs; ++i) {
         float buffer[kLanes];
-        store(buffer, g[i]);
+        store(buffer, log_e[i]);
         resolve_tails(skip_ + at + kLanes * i, buffer);
-        g[i] = load(buffer);
+        log_e[i] = load(buffer);
       }
     }
   }
 
  private:
-  __attribute__((noinline, cold)) void resolve_tails(std::int64_t at, float* g) const {
-    using T = RealTraits<F32>;
+  __attribute__((noinline, cold)) void resolve_tails(std::int64_t at, float* log_e) const {
     std::uint32_t low[2 * kLanes + NoiseSource::kSlack];
     const std::uint64_t n = first_ + static_cast<std::uint64_t>(at);
     source_->fill(1, n >> 2, kLanes / 4 + 1, low);
     const U32 hi = load_words(high_ + at);
     const U32 lo = load_words(low + (n & 3));
-    const M32 in_tail = less_signed(hi ^ spread_top_bit(hi), T::splat_bits(kTailWidth));
-    store(g, select(in_tail, gumbel_from_exponential(exponential_from_tail_words<F32>(hi, lo)), load(g)));
+    const F32 resolved = log_positive(exponential_from_tail_words<F32>(hi, lo));
+    store(log_e, select(needs_low_word<F32>(hi), resolved, load(log_e)));
   }
 
   NoiseSource* source_ = nullptr;
@@ -175,11 +183,10 @@ class GumbelSpan<double> {
   }
 
   template <int packs>
-  inline __attribute__((always_inline)) void gumbel(std::int64_t at, F64 (&g)[packs]) const {
+  GUMBEL_EXT_INLINE void log_exponential(std::int64_t at, F64 (&log_e)[packs]) const {
     for (int i = 0; i < packs; ++i) {
       const std::int64_t word = skip_ + at + kLanes * i;
-      g[i] = gumbel_from_exponential(
-          exponential_from_real_words(load_real_words(high_ + word), load_real_words(low_ + word)));
+      log_e[i] = log_positive(exponential_from_real_words(load_real_words(high_ + word), load_real_words(low_ + word)));
     }
   }
 
@@ -190,7 +197,7 @@ class GumbelSpan<double> {
 };
 
 template <class A>
-inline __attribute__((always_inline)) Vector<A> forbid(const std::uint8_t* allowed, std::int64_t count,
+GUMBEL_EXT_INLINE Vector<A> forbid(const std::uint8_t* allowed, std::int64_t count,
                                                        const std::uint8_t* end, const Vector<A>& z) {
   return select(allowed_run<Vector<A>>(allowed, count, end), z,
                 RealTraits<Vector<A>>::splat(-std::numeric_limits<A>::infinity()));
@@ -210,20 +217,20 @@ void add_gumbel_noise(NoiseSource& source, std::uint64_t n, std::int64_t count, 
     span.prepare(source, n, take);
     std::int64_t j = 0;
     for (; j + group <= take && x_end - (x + j) >= group; j += group) {
-      F g[packs];
-      span.template gumbel<packs>(j, g);
+      F log_e[packs];
+      span.template log_exponential<packs>(j, log_e);
 #pragma GCC unroll 4
       for (int i = 0; i < packs; ++i) {
         const std::int64_t at = j + kLanes * i;
-        F sum = load(x + at) + g[i];
+        F sum = load(x + at) - log_e[i];
         if (allowed) sum = forbid<A>(allowed + at, kLanes, allowed_end, sum);
         store(z + at, sum);
       }
     }
     for (; j < take; j += kLanes) {
-      F g[1];
-      span.template gumbel<1>(j, g);
-      F sum = load_run(x + j, take - j, x_end) + g[0];
+      F log_e[1];
+      span.template log_exponential<1>(j, log_e);
+      F sum = load_run(x + j, take - j, x_end) - log_e[0];
       if (allowed) sum = forbid<A>(allowed + j, take - j, allowed_end, sum);
       store_run(z + j, sum, take - j, take - j >= kLanes ? z + j + kLanes : z_end);
     }

@@ -174,7 +174,7 @@ inline void gradient_chunk(const Y* y, const Y* y_end, const G* grad, const G* g
 
 // log(y) * tau dl, the term of dtau, with 0 log 0 = 0.
 template <class F>
-inline __attribute__((always_inline)) F log_dot_term(F y, F h, F dot) {
+GUMBEL_EXT_INLINE F log_dot_term(F y, F h, F dot) {
   using T = RealTraits<F>;
   using N = std::numeric_limits<typename T::Scalar>;
   const auto positive = less(T::splat(0), y);
