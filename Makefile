@@ -1,6 +1,6 @@
 # make demo    the example: a categorical VAE; leaves a picture in demo/
 # make test    the tests
-# make bench   the measurements; leaves JSON, a table and a plot
+# make bench   the measurements; leaves JSON in benchmarks/results, tables and plots in docs/
 # make lint    ruff, mypy, clang-format, changing nothing;    make format changes
 # make sanitize  the C++ under ASan + UBSan and TSan
 # make build   compile and install into .venv;    make clean removes all that make made
@@ -14,6 +14,8 @@ export MAX_JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
+# For ninja, which torch looks for by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp'
 CXX_FILES = $(shell find csrc tests/cpp $(CXX_NAMES))
@@ -31,6 +33,7 @@ test: build
 
 bench: build
 	$(RUN) benchmarks/bench_cpu.py $(BENCH_ARGS)
+	$(RUN) benchmarks/plot.py
 
 lint: build
 	$(RUN) -m ruff check .
@@ -44,7 +47,7 @@ format: $(VENV)/.requirements
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 sanitize: build
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/cpp/run_sanitizers.sh
+	bash tests/cpp/run_sanitizers.sh
 
 clean:
 	rm -rf $(VENV) build demo gumbel_ext.egg-info gumbel_ext/_built_for.json gumbel_ext/_C.*.so

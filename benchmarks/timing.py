@@ -25,6 +25,8 @@ Call = Callable[[int], object]
 
 # Below this, perf_counter's own cost (tens of ns) and one interrupt would show in a block's mean.
 MIN_BLOCK_SECONDS = 1e-3
+# Calls before the clock runs: two at least, four unless they take longer than this.
+MAX_WARM_UP_SECONDS = 1.0
 # A contender that is cheap beside the slowest one is timed several times in a round.
 MAX_BLOCKS_PER_ROUND = 7
 
@@ -126,8 +128,13 @@ def measure_interleaved(
     estimates: dict[str, float] = {}
     with quiet_python():
         for name, call in contenders.items():
+            started = time.perf_counter()
             call(0)
-            estimates[name] = min(_timed_block(call, i, inputs, 1, clock) for i in range(1, 4))
+            estimates[name] = _timed_block(call, 1, inputs, 1, clock)
+            for i in (2, 3):
+                if time.perf_counter() - started > MAX_WARM_UP_SECONDS:
+                    break
+                estimates[name] = min(estimates[name], _timed_block(call, i, inputs, 1, clock))
 
         slowest = max(*estimates.values(), MIN_BLOCK_SECONDS)
         repeats = {n: max(1, math.ceil(MIN_BLOCK_SECONDS / t)) for n, t in estimates.items()}

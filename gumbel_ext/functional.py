@@ -233,9 +233,9 @@ def _split_tau(tau: Number | Tensor) -> tuple[float, Tensor | None]:
             f"{type(tau).__name__}"
         )
     if torch.compiler.is_compiling():
-        # As a number it would be a constant of the graph, and an annealed one would recompile it
-        # at every step.
-        return 1.0, torch.full((), tau, dtype=torch.float64)
+        # As an argument of the op, or of torch.full, a number would become a constant of the graph,
+        # and an annealed one would compile it anew at every step. A product keeps it an input.
+        return 1.0, torch.ones((), dtype=torch.float64) * tau
     return float(tau), None
 
 

@@ -62,7 +62,7 @@ def test_opcheck_softmax(device, state, hard, option, dtype):
         for laid in (logits, logits.mT.contiguous().mT):
             leaf = laid.detach().clone().requires_grad_(learn)
             if tau_tensor is not None:
-                temperature = tau_tensor.to(device, dtype).requires_grad_(learn)
+                temperature = tau_tensor.to(device, dtype, copy=True).requires_grad_(learn)
             else:
                 temperature = None
             opcheck(
