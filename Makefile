@@ -16,6 +16,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 # For ninja, which torch looks for by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp'
 CXX_FILES = $(shell find csrc tests/cpp $(CXX_NAMES))

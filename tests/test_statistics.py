@@ -71,11 +71,11 @@ def test_index_is_categorical(device, logits, dtype):
 
 
 def test_power_to_see_a_wrong_class():
-    """A bias of one part in fifty of one class of seven would be seen."""
+    """One class of seven 5 % too likely is seen with probability 0.997."""
     probability = torch.softmax(torch.tensor(UNEVEN["seven"], dtype=torch.float64), -1)
     biased = probability.clone()
-    biased[2] *= 1.02
-    assert power_of_chi_square(probability, biased / biased.sum(), ROWS) > 0.99
+    biased[2] *= 1.05
+    assert power_of_chi_square(probability, biased / biased.sum(), ROWS) > 0.997
 
 
 @pytest.mark.parametrize("shape", [(7, 50_000), (10, 7, 5000), (300, 7, 7, 23)], ids=str)
@@ -162,28 +162,23 @@ def test_moments(device):
     assert abs(float(noise.var()) - variance) < limit * variance * math.sqrt(4.4 / noise.numel())
 
 
-@pytest.mark.parametrize("level", [8.0, 12.0, 14.0, 16.0, 18.0])
-def test_tail_is_exponential(device, level):
+def test_tail_is_exponential(device):
     """Counts above high levels are Poisson: P(G > x) = 1 - exp(-exp(-x)).
 
-    Four hundred million draws: 6.1 are expected above 18, where a 24-bit uniform gives 0.
+    Of 400 million draws 6.1 are expected above 18, where a 24-bit uniform gives 0; that alone has
+    probability 0.002 in truth.
     """
     draws, chunk = 400_000_000, 50_000_000
-    if level not in tail_counts:
-        tail_counts.update(dict.fromkeys((8.0, 12.0, 14.0, 16.0, 18.0), 0))
-        for seed in range(draws // chunk):
-            noise = gumbel_ext.gumbel_noise(
-                chunk, device=device, rng_state=rng_state(seed, 9, device)
-            )
-            high = noise[noise > 8.0]
-            for x in tail_counts:
-                tail_counts[x] += int((high > x).sum())
-    expected = -draws * math.expm1(-math.exp(-level))
-    low, high = stats.poisson.interval(1 - ALPHA, expected)
-    assert low <= tail_counts[level] <= high
-
-
-tail_counts: dict[float, int] = {}
+    counts = dict.fromkeys((8.0, 12.0, 14.0, 16.0, 18.0), 0)
+    for seed in range(draws // chunk):
+        noise = gumbel_ext.gumbel_noise(chunk, device=device, rng_state=rng_state(seed, 9, device))
+        tail = noise[noise > min(counts)]
+        for level in counts:
+            counts[level] += int((tail > level).sum())
+    for level, count in counts.items():
+        expected = -draws * math.expm1(-math.exp(-level))
+        low, high = stats.poisson.interval(1 - ALPHA, expected)
+        assert low <= count <= high, level
 
 
 # ---- independence -------------------------------------------------------------------------------
@@ -197,13 +192,13 @@ def correlation_p_value(a, b):
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 8, 16, 63, 64, 1024])
 def test_neighbours_are_independent(device, lag):
-    """Lanes of a vector, words of a block and rows of a tensor; of the noise and of its square."""
+    """Lanes of a vector, words of a block and rows of a tensor; in three views of the noise."""
     noise = gumbel_ext.gumbel_noise(
         1_000_000 + lag, dtype=torch.float64, device=device, rng_state=rng_state(10, 0, device)
     )
-    for f in (torch.clone, torch.square, torch.exp):
-        uniform = f(-torch.exp(-noise)) if f is torch.exp else f(noise)
-        assert correlation_p_value(uniform[lag:], uniform[:-lag]) > ALPHA
+    uniform = torch.exp(-torch.exp(-noise))
+    for x in (noise, noise.square(), uniform):
+        assert correlation_p_value(x[lag:], x[:-lag]) > ALPHA
 
 
 def test_calls_are_independent(device):
@@ -254,8 +249,8 @@ def test_soft_sample_of_two_classes_is_logistic(device, tau):
     assert stats.kstest(difference.numpy(), "logistic", args=(-0.8, 1)).pvalue > ALPHA
 
 
-def test_straight_through_gradient_is_unbiased_for_the_soft_one(device):
-    """One known expectation: the mean of y over draws at large tau tends to 1 / C evenly."""
+def test_equal_logits_share_the_mass(device):
+    """The mean of y is 1/5 for each of five classes: a Bonferroni test at ALPHA over them."""
     logits = torch.zeros(ROWS, 5, dtype=torch.float64, device=device)
     y = gumbel_ext.gumbel_softmax(logits, 1.0, rng_state=rng_state(12, 0, device)).cpu()
     z = (y.mean(0) - 0.2) / (y.std(0) / math.sqrt(ROWS))

@@ -108,6 +108,31 @@ class ProblemBuilder {
   const at::Tensor* tensors_[6];
 };
 
+// Whether the rows of a tensor are scattered so that the classes of neighbouring rows, not those of one row, share cache
+// lines: the transposed layouts. PyTorch's own copy turns such a tensor over better than row by row gathering does.
+bool rows_are_scattered(const at::Tensor& t, int64_t dim) {
+  int64_t inner = 1;
+  for (int64_t d = dim + 1; d < t.dim(); ++d) inner *= t.size(d);
+  return inner == 1 && t.dim() > 1 && t.size(dim) > 1 && t.stride(dim) > 1 && t.is_non_overlapping_and_dense();
+}
+
+at::Tensor with_rows_together(const at::Tensor& t, int64_t dim) {
+  return rows_are_scattered(t, dim) ? t.contiguous() : t;
+}
+
+// An output in the layout of `like`, and where kernels write it: the same tensor unless its rows are scattered.
+struct Output {
+  at::Tensor tensor, rows;
+
+  Output(const at::Tensor& like, int64_t dim)
+      : tensor(at::empty_like(like)),
+        rows(rows_are_scattered(tensor, dim) ? at::empty(like.sizes(), like.options()) : tensor) {}
+
+  void settle() {
+    if (!rows.is_same(tensor)) tensor.copy_(rows);
+  }
+};
+
 // A temperature tensor as float64 values broadcast over the rows.
 at::Tensor row_temperatures(const char* op, const OptionalTensor& tau_tensor, const at::Tensor& logits, int64_t dim) {
   if (!tau_tensor) return at::Tensor();
@@ -232,14 +257,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
   check_randomness(op, generator, rng_state);
   const at::Tensor temperatures = row_temperatures(op, tau_tensor, logits, dim);
 
-  at::Tensor y = at::empty_like(logits);
+  Output y(logits, dim);
   at::Tensor index = return_index ? at::empty(without_dim(logits, dim), at::kLong) : at::empty({0}, at::kLong);
   if (logits.numel() == 0) {
     index.fill_(-1);
-    return {y, index, at::zeros({2}, at::kLong)};
+    return {y.tensor, index, at::zeros({2}, at::kLong)};
   }
   const RngState state = reserve_randomness(generator, rng_state);
-  const at::Tensor allowed = broadcast_mask(mask, logits);
+  const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
 
   ProblemBuilder builder(logits, dim);
   Problem& p = builder.problem();
@@ -247,13 +272,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
   p.offset = state.offset;
   p.hard = hard;
   p.tau_value = tau;
-  builder.add(p.logits, logits);
-  builder.add(p.output, y);
+  builder.add(p.logits, rows);
+  builder.add(p.output, y.rows);
   if (mask) builder.add(p.mask, allowed);
   if (tau_tensor) builder.add(p.tau, temperatures);
   if (return_index) p.index = index.mutable_data_ptr<int64_t>();
   execute(Op::kForward, builder.finish(), logits.scalar_type());
-  return {y, index, to_tensor(state)};
+  y.settle();
+  return {y.tensor, index, to_tensor(state)};
 }
 
 at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim, const OptionalTensor& mask,
@@ -269,12 +295,12 @@ at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim
     index.fill_(-1);
   } else {
     const RngState state = reserve_randomness(generator, rng_state);
-    const at::Tensor allowed = broadcast_mask(mask, logits);
+    const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
     ProblemBuilder builder(logits, dim);
     Problem& p = builder.problem();
     p.seed = state.seed;
     p.offset = state.offset;
-    builder.add(p.logits, logits);
+    builder.add(p.logits, rows);
     if (mask) builder.add(p.mask, allowed);
     p.index = index.mutable_data_ptr<int64_t>();
     execute(Op::kIndexOnly, builder.finish(), logits.scalar_type());
@@ -316,28 +342,29 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
 
   at::DimVector reduced(logits_or_y.sizes());
   if (!reduced.empty()) reduced[dim] = 1;
-  at::Tensor grad_logits = at::empty_like(logits_or_y);
+  Output grad_logits(logits_or_y, dim);
   at::Tensor grad_tau = at::zeros(tau_grad ? at::IntArrayRef(reduced) : at::IntArrayRef({0}),
                                   compute_dtype(logits_or_y.scalar_type()));
-  if (logits_or_y.numel() == 0) return {grad_logits, grad_tau};
+  if (logits_or_y.numel() == 0) return {grad_logits.tensor, grad_tau};
 
-  const at::Tensor rows = index.contiguous();
-  const int64_t* row_index = rows.const_data_ptr<int64_t>();
+  const at::Tensor indices = index.contiguous();
+  const int64_t* row_index = indices.const_data_ptr<int64_t>();
   const int64_t classes = logits_or_y.dim() == 0 ? 1 : logits_or_y.size(dim);
-  for (int64_t r = 0; r < rows.numel(); ++r) {
+  for (int64_t r = 0; r < indices.numel(); ++r) {
     TORCH_CHECK_INDEX(-1 <= row_index[r] && row_index[r] < classes, name, ": index must be between -1 and ",
                       classes - 1, ", got ", row_index[r]);
   }
   const at::Tensor allowed = broadcast_mask(mask, logits_or_y);
+  const at::Tensor input_rows = with_rows_together(logits_or_y, dim), grad_rows = with_rows_together(grad, dim);
 
   ProblemBuilder builder(logits_or_y, dim);
   Problem& p = builder.problem();
   p.tau_value = tau;
   p.index = const_cast<int64_t*>(row_index);
   if (tau_grad) p.grad_tau = grad_tau.mutable_data_ptr();
-  builder.add(op == Op::kBackward ? p.output : p.logits, logits_or_y);
-  builder.add(p.grad, grad);
-  builder.add(p.grad_logits, grad_logits);
+  builder.add(op == Op::kBackward ? p.output : p.logits, input_rows);
+  builder.add(p.grad, grad_rows);
+  builder.add(p.grad_logits, grad_logits.rows);
   if (mask) builder.add(p.mask, allowed);
   if (tau_tensor) builder.add(p.tau, temperatures);
   if (rng_state) {
@@ -346,7 +373,8 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
     p.offset = state.offset;
   }
   execute(op, builder.finish(), logits_or_y.scalar_type());
-  return {grad_logits, grad_tau};
+  grad_logits.settle();
+  return {grad_logits.tensor, grad_tau};
 }
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cpu(const at::Tensor& grad, const at::Tensor& y,

@@ -10,23 +10,29 @@ inline namespace GUMBEL_EXT_ISA {
 
 // Pointers into memory of which 16 elements can be read from p come as (p, end): vectors may run past the elements asked
 // for, but never past end.
+template <class F, class T>
+GUMBEL_EXT_INLINE F load_run_as(const T* p, std::int64_t count, const T* end) {
+  constexpr int lanes = RealTraits<F>::lanes;
+  if (__builtin_expect(end - p >= lanes, 1)) return load_as<F>(p);
+  T padded[lanes] = {};
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(count, lanes); ++i) padded[i] = p[i];
+  return load_as<F>(padded);
+}
 template <class T>
 GUMBEL_EXT_INLINE auto load_run(const T* p, std::int64_t count, const T* end) {
-  if (__builtin_expect(end - p >= kLanes, 1)) return load(p);
-  T padded[kLanes] = {};
-  for (std::int64_t i = 0; i < std::min<std::int64_t>(count, kLanes); ++i) padded[i] = p[i];
-  return load(padded);
+  return load_run_as<decltype(load(p))>(p, count, end);
 }
 // Likewise for stores: elements after the first `count` and before end may be overwritten.
 template <class T, class F>
 GUMBEL_EXT_INLINE void store_run(T* p, const F& v, std::int64_t count, const T* end) {
-  if (__builtin_expect(end - p >= kLanes, 1)) {
+  constexpr int lanes = RealTraits<F>::lanes;
+  if (__builtin_expect(end - p >= lanes, 1)) {
     store(p, v);
     return;
   }
-  T padded[kLanes];
+  T padded[lanes];
   store(padded, v);
-  for (std::int64_t i = 0; i < std::min<std::int64_t>(count, kLanes); ++i) p[i] = padded[i];
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(count, lanes); ++i) p[i] = padded[i];
 }
 template <class F>
 inline typename RealTraits<F>::Mask allowed_run(const std::uint8_t* p, std::int64_t count, const std::uint8_t* end) {

@@ -41,6 +41,13 @@ template <>
 inline double widened<double, double>(double value) {
   return value;
 }
+template <>
+inline float widened<float, BFloat16>(BFloat16 value) {
+  const std::uint32_t high = static_cast<std::uint32_t>(value.bits) << 16;
+  float out;
+  std::memcpy(&out, &high, sizeof out);
+  return out;
+}
 
 // The largest of the noisy logits seen so far, and where. A NaN ends the search: its row is NaN and its index is the first.
 template <class A>

@@ -181,6 +181,14 @@ class RowWorker {
     }
     const A* z_end = z_buffer_ + kTile + kLanes;
     noisy_rows(row, rows, z_buffer_, z_end);
+    if (classes <= kLanes) {
+      if (classes <= kLanes / 2) {
+        short_soft_rows<typename HalfOf<F>::type>(row, rows, y, index);
+      } else {
+        short_soft_rows<F>(row, rows, y, index);
+      }
+      return;
+    }
     InverseTau<A> tau = inverse_tau<A>(p_, row);
     for (std::int64_t r = 0; r < rows; ++r) {
       if (p_.tau && r > 0) tau = inverse_tau<A>(p_, row + r);
@@ -191,6 +199,45 @@ class RowWorker {
       if (index) index[row + r] = best.index;
       soft_row(z, z_end, best, kind, tau.exponent_scale, e_buffer_, e_buffer_ + kTile + kLanes, y.data + r * classes,
                y.end);
+    }
+  }
+
+  // The best class of a row that fits one vector, padded with -inf; -1 if the row is not an ordinary one.
+  template <class V>
+  static GUMBEL_EXT_INLINE int short_best(const V& v, A& top) {
+    using R = RealTraits<V>;
+    top = largest(maximum(v, R::splat(-std::numeric_limits<A>::infinity())));
+    const bool ordinary = !any(either_nan(v, v)) && top > -std::numeric_limits<A>::infinity();
+    return ordinary ? __builtin_ctz(lane_bits(equal(v, R::splat(top)))) : -1;
+  }
+
+  // Rows that fit one vector stay in registers from the noisy logits in z_buffer_ to the output.
+  template <class V, class Out>
+  void short_soft_rows(std::int64_t row, std::int64_t rows, Run<Out> y, std::int64_t* index) {
+    using R = RealTraits<V>;
+    const std::int64_t classes = p_.classes;
+    const auto used = first_lanes<V>(static_cast<int>(classes));
+    const V lowest = R::splat(-std::numeric_limits<A>::infinity());
+    InverseTau<A> tau = inverse_tau<A>(p_, row);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (p_.tau && r > 0) tau = inverse_tau<A>(p_, row + r);
+      const A* z = z_buffer_ + r * classes;
+      Out* out = y.data + r * classes;
+      const V v = select(used, load_as<V>(z), lowest);
+      A top;
+      const int at = short_best(v, top);
+      if (__builtin_expect(at < 0, 0)) {
+        Best<A> best;
+        update_best(best, z, classes, z + classes, 0);
+        const RowKind kind = classify(row + r, best);
+        if (index) index[row + r] = best.index;
+        std::fill(out, out + classes, kind == RowKind::kNaN ? nan_of<Out>() : Out{});
+        continue;
+      }
+      if (index) index[row + r] = at;
+      const V e = exp2_nonpositive((v - R::splat(top)) * R::splat(tau.exponent_scale));
+      const A factor = static_cast<A>(1.0 / static_cast<double>(sum(e)));
+      store_run(out, e * R::splat(factor), classes, y.end);
     }
   }
 
@@ -224,14 +271,6 @@ class RowWorker {
       std::fill(y, y + classes, kind == RowKind::kNaN ? nan_of<Out>() : Out{});
       return;
     }
-    if (classes <= kLanes) {
-      const F m = RealTraits<F>::splat(best.value), s = RealTraits<F>::splat(scale);
-      const F v = select(first_lanes<F>(static_cast<int>(classes)),
-                         exp2_nonpositive((load_run(z, classes, z_end) - m) * s), RealTraits<F>::splat(0));
-      const A factor = static_cast<A>(1.0 / static_cast<double>(sum(v)));
-      store_run(y, v * RealTraits<F>::splat(factor), classes, y_end);
-      return;
-    }
     double total = 0;
     for (std::int64_t c = 0; c < classes; c += kChunk) {
       total += exponentiate_chunk(z + c, std::min(kChunk, classes - c), z_end, best.value, scale, e + c, e_end);
@@ -249,6 +288,14 @@ class RowWorker {
       std::memset(static_cast<void*>(p_.output.as<T>() + row * classes), 0,
                   static_cast<std::size_t>(rows * classes) * sizeof(T));
     }
+    if (classes <= kLanes / 2) {
+      short_pick_rows<typename HalfOf<F>::type>(row, rows, cleared);
+      return;
+    }
+    if (classes <= kLanes) {
+      short_pick_rows<F>(row, rows, cleared);
+      return;
+    }
     for (std::int64_t r = 0; r < rows; ++r) {
       Best<A> best;
       if (classes <= kTile) {
@@ -260,6 +307,27 @@ class RowWorker {
           update_best(best, z_buffer_, count, z_buffer_ + count, c);
         }
       }
+      settle_pick(row + r, best, cleared);
+    }
+  }
+
+  template <class V>
+  void short_pick_rows(std::int64_t row, std::int64_t rows, bool cleared) {
+    const std::int64_t classes = p_.classes;
+    const auto used = first_lanes<V>(static_cast<int>(classes));
+    const V lowest = RealTraits<V>::splat(-std::numeric_limits<A>::infinity());
+    T* out = cleared ? p_.output.as<T>() + row * classes : nullptr;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const A* z = z_buffer_ + r * classes;
+      Best<A> best;
+      const int at = short_best(select(used, load_as<V>(z), lowest), best.value);
+      if (__builtin_expect(at >= 0 && (cleared || !p_.output), 1)) {
+        if (p_.index) p_.index[row + r] = at;
+        if (out) out[r * classes + at] = one_;
+        continue;
+      }
+      best = Best<A>();
+      update_best(best, z, classes, z + classes, 0);
       settle_pick(row + r, best, cleared);
     }
   }
@@ -288,9 +356,31 @@ class RowWorker {
     for (std::int64_t r = 0; r < rows; ++r) {
       if (p_.tau && r > 0) tau = inverse_tau<A>(p_, row + r);
       const std::int64_t at = r * classes;
+      if (classes <= kLanes && !p_.grad_tau && p_.index[row + r] >= 0) {
+        if (classes <= kLanes / 2) {
+          short_gradient_row<typename HalfOf<F>::type>(row + r, y.data + at, y.end, grad.data + at, grad.end, tau,
+                                                       out.data + at, out.end);
+        } else {
+          short_gradient_row<F>(row + r, y.data + at, y.end, grad.data + at, grad.end, tau, out.data + at, out.end);
+        }
+        continue;
+      }
       gradient_row(row + r, y.data + at, y.end, grad.data + at, grad.end, tau, out.data + at, out.end);
     }
     write_back(p_, p_.grad_logits, row, rows, out.data, buffer);
+  }
+
+  template <class V, class Y>
+  GUMBEL_EXT_INLINE void short_gradient_row(std::int64_t row, const Y* y, const Y* y_end, const T* grad,
+                                            const T* grad_end, const InverseTau<A>& tau, T* out, const T* out_end) {
+    using R = RealTraits<V>;
+    const std::int64_t classes = p_.classes;
+    const auto used = first_lanes<V>(static_cast<int>(classes));
+    const V p = select(used, load_run_as<V>(y, classes, y_end), R::splat(0));
+    const V g = select(used, load_run_as<V>(grad, classes, grad_end), R::splat(0));
+    const V h = g - R::splat(widened<A>(grad[p_.index[row]]));
+    const A dot = static_cast<A>(static_cast<double>(sum(fma(h, p, R::splat(0)))));
+    store_run(out, p * (h - R::splat(dot)) * R::splat(tau.inverse), classes, out_end);
   }
 
   template <class Y>

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "../gumbel.h"
@@ -59,118 +60,117 @@ GUMBEL_EXT_INLINE Out each_register(Op op, std::index_sequence<i...>) {
   each_register<Out>([&](std::size_t i) __attribute__((always_inline)) { return expression; },              \
                      std::make_index_sequence<sizeof(Out::r) / sizeof(Out::r[0])>())
 
-#define GUMBEL_EXT_BINARY(name, In, Out) \
-  GUMBEL_EXT_INLINE Out name(const In& a, const In& b) { return GUMBEL_EXT_EACH(Out, name(a.r[i], b.r[i])); }
+#define GUMBEL_EXT_UNARY(name, In, Out)                                        \
+  template <int count>                                                         \
+  GUMBEL_EXT_INLINE Pack<Out, count> name(const Pack<In, count>& a) {          \
+    using Result = Pack<Out, count>;                                           \
+    return GUMBEL_EXT_EACH(Result, name(a.r[i]));                              \
+  }
+#define GUMBEL_EXT_BINARY(name, In, Out)                                                              \
+  template <int count>                                                                                \
+  GUMBEL_EXT_INLINE Pack<Out, count> name(const Pack<In, count>& a, const Pack<In, count>& b) {       \
+    using Result = Pack<Out, count>;                                                                  \
+    return GUMBEL_EXT_EACH(Result, name(a.r[i], b.r[i]));                                             \
+  }
+#define GUMBEL_EXT_SHIFT(name, Reg)                                                        \
+  template <int n, int count>                                                              \
+  GUMBEL_EXT_INLINE Pack<Reg, count> name(const Pack<Reg, count>& a, Int<n> by) {          \
+    using Result = Pack<Reg, count>;                                                       \
+    return GUMBEL_EXT_EACH(Result, name(a.r[i], by));                                      \
+  }
+#define GUMBEL_EXT_FUSED(Reg)                                                                                        \
+  template <int count>                                                                                               \
+  GUMBEL_EXT_INLINE Pack<Reg, count> fma(const Pack<Reg, count>& a, const Pack<Reg, count>& b,                       \
+                                         const Pack<Reg, count>& c) {                                                \
+    using Result = Pack<Reg, count>;                                                                                 \
+    return GUMBEL_EXT_EACH(Result, fma(a.r[i], b.r[i], c.r[i]));                                                     \
+  }
+#define GUMBEL_EXT_SELECT(Mask, Reg)                                                                                 \
+  template <int count>                                                                                               \
+  GUMBEL_EXT_INLINE Pack<Reg, count> select(const Pack<Mask, count>& m, const Pack<Reg, count>& a,                   \
+                                            const Pack<Reg, count>& b) {                                             \
+    using Result = Pack<Reg, count>;                                                                                 \
+    return GUMBEL_EXT_EACH(Result, select(m.r[i], a.r[i], b.r[i]));                                                  \
+  }
+#define GUMBEL_EXT_ZERO_UNLESS(Mask, Reg)                                                                            \
+  template <int count>                                                                                               \
+  GUMBEL_EXT_INLINE Pack<Reg, count> zero_unless(const Pack<Mask, count>& m, const Pack<Reg, count>& a) {            \
+    using Result = Pack<Reg, count>;                                                                                 \
+    return GUMBEL_EXT_EACH(Result, zero_unless(m.r[i], a.r[i]));                                                     \
+  }
+#define GUMBEL_EXT_REAL(Reg, Mask)             \
+  GUMBEL_EXT_BINARY(operator+, Reg, Reg)       \
+  GUMBEL_EXT_BINARY(operator-, Reg, Reg)       \
+  GUMBEL_EXT_BINARY(operator*, Reg, Reg)       \
+  GUMBEL_EXT_BINARY(maximum, Reg, Reg)         \
+  GUMBEL_EXT_BINARY(less, Reg, Mask)           \
+  GUMBEL_EXT_BINARY(equal, Reg, Mask)          \
+  GUMBEL_EXT_BINARY(either_nan, Reg, Mask)     \
+  GUMBEL_EXT_BINARY(operator|, Mask, Mask)     \
+  GUMBEL_EXT_FUSED(Reg)                        \
+  GUMBEL_EXT_SELECT(Mask, Reg)                 \
+  GUMBEL_EXT_ZERO_UNLESS(Mask, Reg)
+#define GUMBEL_EXT_INTEGER(Reg)                \
+  GUMBEL_EXT_BINARY(operator+, Reg, Reg)       \
+  GUMBEL_EXT_BINARY(operator&, Reg, Reg)       \
+  GUMBEL_EXT_BINARY(operator|, Reg, Reg)       \
+  GUMBEL_EXT_SHIFT(shift_left, Reg)            \
+  GUMBEL_EXT_SHIFT(shift_right, Reg)
 
-GUMBEL_EXT_BINARY(operator+, F32, F32)
-GUMBEL_EXT_BINARY(operator-, F32, F32)
-GUMBEL_EXT_BINARY(operator*, F32, F32)
-GUMBEL_EXT_BINARY(maximum, F32, F32)
-GUMBEL_EXT_BINARY(less, F32, M32)
-GUMBEL_EXT_BINARY(equal, F32, M32)
-GUMBEL_EXT_BINARY(either_nan, F32, M32)
-GUMBEL_EXT_BINARY(operator+, F64, F64)
-GUMBEL_EXT_BINARY(operator-, F64, F64)
-GUMBEL_EXT_BINARY(operator*, F64, F64)
-GUMBEL_EXT_BINARY(maximum, F64, F64)
-GUMBEL_EXT_BINARY(less, F64, M64)
-GUMBEL_EXT_BINARY(equal, F64, M64)
-GUMBEL_EXT_BINARY(either_nan, F64, M64)
-GUMBEL_EXT_BINARY(operator+, U32, U32)
-GUMBEL_EXT_BINARY(operator-, U32, U32)
-GUMBEL_EXT_BINARY(operator&, U32, U32)
-GUMBEL_EXT_BINARY(operator|, U32, U32)
-GUMBEL_EXT_BINARY(operator^, U32, U32)
-GUMBEL_EXT_BINARY(operator+, U64, U64)
-GUMBEL_EXT_BINARY(operator&, U64, U64)
-GUMBEL_EXT_BINARY(operator|, U64, U64)
-GUMBEL_EXT_BINARY(operator|, M32, M32)
-GUMBEL_EXT_BINARY(operator|, M64, M64)
+GUMBEL_EXT_REAL(RegF32, RegM32)
+GUMBEL_EXT_REAL(RegF64, RegM64)
+GUMBEL_EXT_INTEGER(RegU32)
+GUMBEL_EXT_INTEGER(RegU64)
+GUMBEL_EXT_BINARY(operator-, RegU32, RegU32)
+GUMBEL_EXT_BINARY(operator^, RegU32, RegU32)
+GUMBEL_EXT_SELECT(RegM32, RegU32)
+GUMBEL_EXT_UNARY(bits, RegF32, RegU32)
+GUMBEL_EXT_UNARY(real, RegU32, RegF32)
+GUMBEL_EXT_UNARY(to_real, RegU32, RegF32)
+GUMBEL_EXT_UNARY(spread_top_bit, RegU32, RegU32)
+GUMBEL_EXT_UNARY(top_bit, RegU32, RegM32)
+GUMBEL_EXT_UNARY(as_mask, RegU32, RegM32)
+GUMBEL_EXT_UNARY(bits, RegF64, RegU64)
+GUMBEL_EXT_UNARY(real, RegU64, RegF64)
 
-#define GUMBEL_EXT_UNARY(name, In, Out) \
-  GUMBEL_EXT_INLINE Out name(const In& a) { return GUMBEL_EXT_EACH(Out, name(a.r[i])); }
-
-GUMBEL_EXT_UNARY(bits, F32, U32)
-GUMBEL_EXT_UNARY(real, U32, F32)
-GUMBEL_EXT_UNARY(to_real, U32, F32)
-GUMBEL_EXT_UNARY(spread_top_bit, U32, U32)
-GUMBEL_EXT_UNARY(top_bit, U32, M32)
-GUMBEL_EXT_UNARY(as_mask, U32, M32)
-GUMBEL_EXT_UNARY(bits, F64, U64)
-GUMBEL_EXT_UNARY(real, U64, F64)
-
-#define GUMBEL_EXT_SHIFT(name, T)                                  \
-  template <int n>                                                 \
-  GUMBEL_EXT_INLINE T name(const T& a, Int<n> by) { return GUMBEL_EXT_EACH(T, name(a.r[i], by)); }
-
-GUMBEL_EXT_SHIFT(shift_left, U32)
-GUMBEL_EXT_SHIFT(shift_right, U32)
-GUMBEL_EXT_SHIFT(shift_left, U64)
-GUMBEL_EXT_SHIFT(shift_right, U64)
-
-GUMBEL_EXT_INLINE F32 fma(const F32& a, const F32& b, const F32& c) {
-  return GUMBEL_EXT_EACH(F32, fma(a.r[i], b.r[i], c.r[i]));
-}
-GUMBEL_EXT_INLINE F64 fma(const F64& a, const F64& b, const F64& c) {
-  return GUMBEL_EXT_EACH(F64, fma(a.r[i], b.r[i], c.r[i]));
-}
-GUMBEL_EXT_INLINE F32 select(const M32& m, const F32& a, const F32& b) {
-  return GUMBEL_EXT_EACH(F32, select(m.r[i], a.r[i], b.r[i]));
-}
-GUMBEL_EXT_INLINE F32 zero_unless(const M32& m, const F32& a) {
-  return GUMBEL_EXT_EACH(F32, zero_unless(m.r[i], a.r[i]));
-}
-GUMBEL_EXT_INLINE F64 zero_unless(const M64& m, const F64& a) {
-  return GUMBEL_EXT_EACH(F64, zero_unless(m.r[i], a.r[i]));
-}
-GUMBEL_EXT_INLINE F64 select(const M64& m, const F64& a, const F64& b) {
-  return GUMBEL_EXT_EACH(F64, select(m.r[i], a.r[i], b.r[i]));
-}
-GUMBEL_EXT_INLINE U32 select(const M32& m, const U32& a, const U32& b) {
-  return GUMBEL_EXT_EACH(U32, select(m.r[i], a.r[i], b.r[i]));
-}
-template <int count>
-GUMBEL_EXT_INLINE Pack<RegWord, count> operator^(const Pack<RegWord, count>& a, const Pack<RegWord, count>& b) {
-  using Out = Pack<RegWord, count>;
-  return GUMBEL_EXT_EACH(Out, a.r[i] ^ b.r[i]);
-}
+GUMBEL_EXT_BINARY(operator^, RegWord, RegWord)
+GUMBEL_EXT_UNARY(high_word, RegProduct, RegWord)
+GUMBEL_EXT_UNARY(low_word, RegProduct, RegWord)
 template <int count>
 GUMBEL_EXT_INLINE Pack<RegWord, count> operator^(const Pack<RegWord, count>& a, RegWord constant) {
-  using Out = Pack<RegWord, count>;
-  return GUMBEL_EXT_EACH(Out, a.r[i] ^ constant);
+  using Result = Pack<RegWord, count>;
+  return GUMBEL_EXT_EACH(Result, a.r[i] ^ constant);
 }
 template <int count>
 GUMBEL_EXT_INLINE Pack<RegProduct, count> wide_multiply(const Pack<RegWord, count>& a, std::uint32_t multiplier) {
-  using Out = Pack<RegProduct, count>;
+  using Result = Pack<RegProduct, count>;
   const RegWord m = RegWord::splat(multiplier);
-  return GUMBEL_EXT_EACH(Out, wide_multiply(a.r[i], m));
-}
-template <int count>
-GUMBEL_EXT_INLINE Pack<RegWord, count> high_word(const Pack<RegProduct, count>& a) {
-  using Out = Pack<RegWord, count>;
-  return GUMBEL_EXT_EACH(Out, high_word(a.r[i]));
-}
-template <int count>
-GUMBEL_EXT_INLINE Pack<RegWord, count> low_word(const Pack<RegProduct, count>& a) {
-  using Out = Pack<RegWord, count>;
-  return GUMBEL_EXT_EACH(Out, low_word(a.r[i]));
+  return GUMBEL_EXT_EACH(Result, wide_multiply(a.r[i], m));
 }
 
-template <>
-struct RealTraits<F32> {
+template <int count>
+struct RealTraits<Pack<RegF32, count>> {
   using Scalar = float;
-  using Bits = U32;
-  using Mask = M32;
-  static F32 splat(float c) { return GUMBEL_EXT_EACH(F32, (static_cast<void>(i), RegF32::splat(c))); }
-  static U32 splat_bits(std::uint32_t c) { return GUMBEL_EXT_EACH(U32, (static_cast<void>(i), RegU32::splat(c))); }
+  using Bits = Pack<RegU32, count>;
+  using Mask = Pack<RegM32, count>;
+  using F = Pack<RegF32, count>;
+  static constexpr int lanes = count * RegF32::lanes;
+  static GUMBEL_EXT_INLINE F splat(float c) { return GUMBEL_EXT_EACH(F, (static_cast<void>(i), RegF32::splat(c))); }
+  static GUMBEL_EXT_INLINE Bits splat_bits(std::uint32_t c) {
+    return GUMBEL_EXT_EACH(Bits, (static_cast<void>(i), RegU32::splat(c)));
+  }
 };
-template <>
-struct RealTraits<F64> {
+template <int count>
+struct RealTraits<Pack<RegF64, count>> {
   using Scalar = double;
-  using Bits = U64;
-  using Mask = M64;
-  static F64 splat(double c) { return GUMBEL_EXT_EACH(F64, (static_cast<void>(i), RegF64::splat(c))); }
-  static U64 splat_bits(std::uint64_t c) { return GUMBEL_EXT_EACH(U64, (static_cast<void>(i), RegU64::splat(c))); }
+  using Bits = Pack<RegU64, count>;
+  using Mask = Pack<RegM64, count>;
+  using F = Pack<RegF64, count>;
+  static constexpr int lanes = count * RegF64::lanes;
+  static GUMBEL_EXT_INLINE F splat(double c) { return GUMBEL_EXT_EACH(F, (static_cast<void>(i), RegF64::splat(c))); }
+  static GUMBEL_EXT_INLINE Bits splat_bits(std::uint64_t c) {
+    return GUMBEL_EXT_EACH(Bits, (static_cast<void>(i), RegU64::splat(c)));
+  }
 };
 
 // The vector type in which a stored type T is computed.
@@ -186,6 +186,14 @@ struct VectorOf<double> {
 };
 template <class Scalar>
 using Vector = typename VectorOf<Scalar>::type;
+
+// As few registers as hold 8 lanes, for rows that short.
+template <class F>
+struct HalfOf;
+template <class Reg, int count>
+struct HalfOf<Pack<Reg, count>> {
+  using type = Pack<Reg, (count > 1 ? count / 2 : 1)>;
+};
 
 GUMBEL_EXT_INLINE U32 load_words(const std::uint32_t* p) {
   return GUMBEL_EXT_EACH(U32, RegU32::load(p + i * RegU32::lanes));
@@ -206,59 +214,54 @@ struct Half {
   std::uint16_t bits;
 };
 
-GUMBEL_EXT_INLINE F32 load(const float* p) {
-  return GUMBEL_EXT_EACH(F32, RegF32::load(p + i * RegF32::lanes));
-}
-GUMBEL_EXT_INLINE F64 load(const double* p) {
-  return GUMBEL_EXT_EACH(F64, RegF64::load(p + i * RegF64::lanes));
-}
-GUMBEL_EXT_INLINE F32 load(const BFloat16* p) {
-  return GUMBEL_EXT_EACH(F32, RegF32::load_bfloat16(&p[i * RegF32::lanes].bits));
-}
-GUMBEL_EXT_INLINE F32 load(const Half* p) {
-  return GUMBEL_EXT_EACH(F32, RegF32::load_half(&p[i * RegF32::lanes].bits));
+GUMBEL_EXT_INLINE RegF32 load_register(const float* p, RegF32) { return RegF32::load(p); }
+GUMBEL_EXT_INLINE RegF64 load_register(const double* p, RegF64) { return RegF64::load(p); }
+GUMBEL_EXT_INLINE RegF32 load_register(const BFloat16* p, RegF32) { return RegF32::load_bfloat16(&p->bits); }
+GUMBEL_EXT_INLINE RegF32 load_register(const Half* p, RegF32) { return RegF32::load_half(&p->bits); }
+
+GUMBEL_EXT_INLINE void store_register(float* p, RegF32 a) { store(p, a); }
+GUMBEL_EXT_INLINE void store_register(double* p, RegF64 a) { store(p, a); }
+GUMBEL_EXT_INLINE void store_register(Half* p, RegF32 a) { store_half(&p->bits, a); }
+GUMBEL_EXT_INLINE void store_register(BFloat16* p, RegF32 a) {
+  const RegU32 u = bits(a);
+  const RegU32 odd = shift_right(u, Int<16>()) & RegU32::splat(1);
+  const RegU32 nearest_even = u + RegU32::splat(0x7FFF) + odd;
+  // Rounding would carry a NaN with a full mantissa over into zero.
+  const RegU32 rounded = select(either_nan(a, a), RegU32::splat(0x7FC00000u), nearest_even);
+  store_low_halves(&p->bits, shift_right(rounded, Int<16>()));
 }
 
-GUMBEL_EXT_INLINE void store(float* p, const F32& a) {
-  for (int i = 0; i < kLanes / RegF32::lanes; ++i) store(p + i * RegF32::lanes, a.r[i]);
+// As many elements from p on as F has lanes.
+template <class F, class T>
+GUMBEL_EXT_INLINE F load_as(const T* p) {
+  using Reg = std::remove_reference_t<decltype(F::r[0])>;
+  return GUMBEL_EXT_EACH(F, load_register(p + i * Reg::lanes, Reg()));
 }
-GUMBEL_EXT_INLINE void store(double* p, const F64& a) {
-  for (int i = 0; i < kLanes / RegF64::lanes; ++i) store(p + i * RegF64::lanes, a.r[i]);
-}
-GUMBEL_EXT_INLINE void store(Half* p, const F32& a) {
-  for (int i = 0; i < kLanes / RegF32::lanes; ++i) store_half(&p[i * RegF32::lanes].bits, a.r[i]);
-}
-GUMBEL_EXT_INLINE void store(BFloat16* p, const F32& a) {
-  using T = RealTraits<F32>;
-  const U32 u = bits(a);
-  const U32 odd = shift_right(u, Int<16>()) & T::splat_bits(1);
-  const U32 nearest_even = u + T::splat_bits(0x7FFF) + odd;
-  // Rounding would carry a NaN with a full mantissa over into zero.
-  const U32 rounded = select(either_nan(a, a), T::splat_bits(0x7FC00000u), nearest_even);
-  const U32 high = shift_right(rounded, Int<16>());
-  for (int i = 0; i < kLanes / RegU32::lanes; ++i) store_low_halves(&p[i * RegU32::lanes].bits, high.r[i]);
+GUMBEL_EXT_INLINE F32 load(const float* p) { return load_as<F32>(p); }
+GUMBEL_EXT_INLINE F64 load(const double* p) { return load_as<F64>(p); }
+GUMBEL_EXT_INLINE F32 load(const BFloat16* p) { return load_as<F32>(p); }
+GUMBEL_EXT_INLINE F32 load(const Half* p) { return load_as<F32>(p); }
+
+template <class T, class Reg, int count>
+GUMBEL_EXT_INLINE void store(T* p, const Pack<Reg, count>& a) {
+  for (int i = 0; i < count; ++i) store_register(p + i * Reg::lanes, a.r[i]);
 }
 
 // ---- lanes -----------------------------------------------------------------------------------------------------------
 
-GUMBEL_EXT_INLINE unsigned lane_bits(const M32& m) {
+constexpr int lanes_of(RegM32) { return RegF32::lanes; }
+constexpr int lanes_of(RegM64) { return RegF64::lanes; }
+
+template <class Mask, int count>
+GUMBEL_EXT_INLINE unsigned lane_bits(const Pack<Mask, count>& m) {
   unsigned out = 0;
-  for (int i = 0; i < kLanes / RegF32::lanes; ++i) out |= lane_bits(m.r[i]) << (i * RegF32::lanes);
+  for (int i = 0; i < count; ++i) out |= lane_bits(m.r[i]) << (i * lanes_of(m.r[i]));
   return out;
 }
-GUMBEL_EXT_INLINE unsigned lane_bits(const M64& m) {
-  unsigned out = 0;
-  for (int i = 0; i < kLanes / RegF64::lanes; ++i) out |= lane_bits(m.r[i]) << (i * RegF64::lanes);
-  return out;
-}
-GUMBEL_EXT_INLINE bool any(const M32& m) {
-  RegM32 folded = m.r[0];
-  for (int i = 1; i < kLanes / RegF32::lanes; ++i) folded = folded | m.r[i];
-  return lane_bits(folded) != 0;
-}
-GUMBEL_EXT_INLINE bool any(const M64& m) {
-  RegM64 folded = m.r[0];
-  for (int i = 1; i < kLanes / RegF64::lanes; ++i) folded = folded | m.r[i];
+template <class Mask, int count>
+GUMBEL_EXT_INLINE bool any(const Pack<Mask, count>& m) {
+  Mask folded = m.r[0];
+  for (int i = 1; i < count; ++i) folded = folded | m.r[i];
   return lane_bits(folded) != 0;
 }
 
@@ -298,18 +301,23 @@ GUMBEL_EXT_INLINE M64 allowed_lanes(const std::uint8_t* p, const F64&) {
   return GUMBEL_EXT_EACH(M64, nonzero_bytes(p + i * RegF64::lanes, RegF64()));
 }
 
-// Mask of the first n lanes, 0 <= n <= 16.
+// Mask of the first n lanes.
 template <class F>
 GUMBEL_EXT_INLINE typename RealTraits<F>::Mask first_lanes(int n) {
   using Scalar = typename RealTraits<F>::Scalar;
   alignas(64) static constexpr Scalar lane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return less(load(lane), RealTraits<F>::splat(static_cast<Scalar>(n)));
+  return less(load_as<F>(lane), RealTraits<F>::splat(static_cast<Scalar>(n)));
 }
 
 #undef GUMBEL_EXT_EACH
-#undef GUMBEL_EXT_BINARY
 #undef GUMBEL_EXT_UNARY
+#undef GUMBEL_EXT_BINARY
 #undef GUMBEL_EXT_SHIFT
+#undef GUMBEL_EXT_FUSED
+#undef GUMBEL_EXT_SELECT
+#undef GUMBEL_EXT_ZERO_UNLESS
+#undef GUMBEL_EXT_REAL
+#undef GUMBEL_EXT_INTEGER
 
 }  // namespace GUMBEL_EXT_ISA
 }  // namespace gumbel_ext
