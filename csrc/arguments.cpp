@@ -90,12 +90,16 @@ void check_index(const char* op, const at::Tensor& index, const at::Tensor& logi
                     c10::SymIntArrayRef(shape), ", got ", index.sym_sizes());
 }
 
-void check_randomness(const char* op, const std::optional<at::Generator>& generator, const OptionalTensor& rng_state) {
+void check_randomness(const char* op, const at::Tensor& logits, const std::optional<at::Generator>& generator,
+                      const OptionalTensor& rng_state) {
   if (!rng_state) return;
   TORCH_CHECK_VALUE(!generator || !generator->defined(), op, ": give either generator or rng_state, not both");
   TORCH_CHECK_TYPE(rng_state->scalar_type() == at::kLong, op,
                    ": rng_state must be an int64 tensor [seed, offset], got dtype ",
                    scalar_name(rng_state->scalar_type()));
+  TORCH_CHECK_VALUE(rng_state->is_cpu() || rng_state->device() == logits.device(), op,
+                    ": rng_state must be on the CPU or on the device of logits (", logits.device(), "), got ",
+                    rng_state->device());
   TORCH_CHECK_VALUE(rng_state->dim() == 1 && rng_state->sym_size(0) == 2, op,
                     ": rng_state must be an int64 tensor [seed, offset] of shape [2], got shape ",
                     rng_state->sym_sizes());

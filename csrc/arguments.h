@@ -19,7 +19,8 @@ void check_mask(const char* op, const OptionalTensor& mask, const at::Tensor& lo
 void check_grad(const char* op, const at::Tensor& grad, const at::Tensor& output);
 // The index that a backward op reads: int64, the shape of logits without dim.
 void check_index(const char* op, const at::Tensor& index, const at::Tensor& logits, int64_t dim);
-void check_randomness(const char* op, const std::optional<at::Generator>& generator, const OptionalTensor& rng_state);
+void check_randomness(const char* op, const at::Tensor& logits, const std::optional<at::Generator>& generator,
+                      const OptionalTensor& rng_state);
 
 // The shape of logits with `dim` removed (indices), or of size 1 (temperatures).
 c10::SymDimVector shape_without(const at::Tensor& logits, int64_t dim);

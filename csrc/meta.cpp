@@ -15,7 +15,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_meta(
   dim = wrapped_dim(op, logits, dim);
   check_tau(op, tau, tau_tensor, logits, dim);
   check_mask(op, mask, logits);
-  check_randomness(op, generator, rng_state);
+  check_randomness(op, logits, generator, rng_state);
   const auto integers = logits.options().dtype(at::kLong);
   at::Tensor index =
       return_index ? at::empty_symint(shape_without(logits, dim), integers) : at::empty({0}, integers);
@@ -28,7 +28,7 @@ at::Tensor gumbel_argmax_meta(const at::Tensor& logits, int64_t dim, bool keepdi
   check_logits(op, logits);
   dim = wrapped_dim(op, logits, dim);
   check_mask(op, mask, logits);
-  check_randomness(op, generator, rng_state);
+  check_randomness(op, logits, generator, rng_state);
   return at::empty_symint(keepdim ? shape_reduced(logits, dim) : shape_without(logits, dim),
                           logits.options().dtype(at::kLong));
 }
@@ -36,7 +36,7 @@ at::Tensor gumbel_argmax_meta(const at::Tensor& logits, int64_t dim, bool keepdi
 at::Tensor gumbel_noise_meta(const at::Tensor& like, c10::SymIntArrayRef size, std::optional<at::Generator> generator,
                              const OptionalTensor& rng_state) {
   check_logits("gumbel_noise", like);
-  check_randomness("gumbel_noise", generator, rng_state);
+  check_randomness("gumbel_noise", like, generator, rng_state);
   return at::empty_symint(size, like.options());
 }
 
@@ -67,7 +67,7 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_meta(
   dim = wrapped_dim(op, logits, dim);
   check_tau(op, tau, tau_tensor, logits, dim);
   check_mask(op, mask, logits);
-  check_randomness(op, std::nullopt, rng_state);
+  check_randomness(op, logits, std::nullopt, rng_state);
   check_grad(op, grad, logits);
   check_index(op, index, logits, dim);
   return {at::empty_like(logits), grad_tau_like(logits, dim, tau_grad)};

@@ -133,6 +133,7 @@ def gumbel_softmax(
         True
     """
     _check_tensor("gumbel_softmax", "logits", logits)
+    _check_dim("gumbel_softmax", dim)
     _check_optional("gumbel_softmax", mask, generator, rng_state, logits.device)
     if eps != 1e-10:
         warnings.warn("`eps` is accepted for compatibility and has no effect.", stacklevel=2)
@@ -176,6 +177,7 @@ def gumbel_argmax(
         TypeError, ValueError, IndexError: as :func:`gumbel_softmax`.
     """
     _check_tensor("gumbel_argmax", "logits", logits)
+    _check_dim("gumbel_argmax", dim)
     _check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
     index: Tensor = _gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state)
     return index
@@ -213,10 +215,12 @@ def gumbel_noise(
         ValueError: ``size`` is negative, ``rng_state`` is not of shape ``[2]``, or both
             ``generator`` and ``rng_state`` are given.
     """
-    shape = (size,) if isinstance(size, int) else tuple(size)
+    shape = tuple(size) if isinstance(size, Sequence) else (size,)
     for extent in shape:
+        if not isinstance(extent, (int, torch.SymInt)):
+            raise TypeError(f"gumbel_noise: size must be an int or ints, got {size!r}")
         if extent < 0:
-            raise ValueError(f"gumbel_noise: size must not be negative, got {shape}")
+            raise ValueError(f"gumbel_noise: size must not be negative, got {size}")
     like = torch.empty(0, dtype=dtype, device=device)
     _check_optional("gumbel_noise", None, generator, rng_state, like.device)
     noise: Tensor = _gumbel_noise(like, shape, generator, rng_state)
@@ -242,6 +246,11 @@ def _split_tau(tau: Number | Tensor) -> tuple[float, Tensor | None]:
 def _check_tensor(function: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def _check_dim(function: str, dim: object) -> None:
+    if not isinstance(dim, (int, torch.SymInt)):
+        raise TypeError(f"{function}: dim must be an int, got {dim!r}")
 
 
 def _check_optional(

@@ -353,4 +353,4 @@ def test_compiled_training_follows_eager(device, hard):
 
     actual, expected = losses(True), losses(False)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-    assert actual[-1] < actual[0]
+    assert actual.unique().numel() == 10

@@ -118,7 +118,7 @@ def test_tail_race(device, dtype):
     """A head 20.5 above 262,143 tails loses 32.8 times in 100,000 draws.
 
     Noise that stops at 16.7 (a 24-bit uniform) or 18 never lets a tail win: 0 times.  The number of
-    wins is Poisson; the interval below has alpha = ALPHA, and 0 has probability 3e-14 in truth.
+    wins is Poisson; the interval below has alpha = ALPHA, and 0 has probability 8e-8 in truth.
     Draws are split between the dtypes, so the expectation is 16.4 in each.
     """
     classes, gap, draws = 1 << 18, 20.5, 50_000

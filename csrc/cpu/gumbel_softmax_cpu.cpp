@@ -7,7 +7,7 @@
 #include <mutex>
 
 #include "../arguments.h"
-#include "kernels.h"
+#include "execute.h"
 
 namespace gumbel_ext {
 namespace cpu {
@@ -153,94 +153,9 @@ at::DimVector without_dim(const at::Tensor& logits, int64_t dim) {
   return shape;
 }
 
-// ---- carrying out a plan ---------------------------------------------------------------------------------------------
-
-// Chunks of a split row that are worth a thread of their own.
-constexpr int64_t kChunkGrain = 4;
-
-void for_chunks(const Problem& p, Step step, const SplitRow& split, int64_t chunks) {
-  at::parallel_for(0, chunks, kChunkGrain,
-                   [&](int64_t begin, int64_t end) { kernels().split_step(p, step, split, begin, end); });
-}
-
-double sum_of(const std::vector<ChunkState>& chunks) {
-  double total = 0;
-  for (const ChunkState& chunk : chunks) total += chunk.sum;
-  return total;
-}
-
-// Runs the noise step of a row and combines what its chunks found; returns whether the row is an ordinary one.
-bool search_split_row(const Problem& p, SplitRow& split, std::vector<ChunkState>& chunks) {
-  for_chunks(p, Step::kNoise, split, static_cast<int64_t>(chunks.size()));
-  const ChunkState* best = &chunks.front();
-  for (const ChunkState& chunk : chunks) {
-    if (chunk.nan) {
-      best = &chunk;
-      break;
-    }
-    if (chunk.largest > best->largest) best = &chunk;
-  }
-  split.largest = best->largest;
-  int64_t index = best->index;
-  const bool ordinary = kernels().split_settle(p, split.row, best->largest, best->nan, &index);
-  if (p.index != nullptr && p.grad_logits.data == nullptr) p.index[split.row] = index;
-  return ordinary;
-}
-
-void normalize_split_row(const Problem& p, SplitRow& split, std::vector<ChunkState>& chunks) {
-  const int64_t count = static_cast<int64_t>(chunks.size());
-  for_chunks(p, Step::kExponentiate, split, count);
-  split.sum = sum_of(chunks);
-  for_chunks(p, Step::kNormalize, split, count);
-}
-
-void run_split_row(Op op, const Problem& p, int64_t row, void* scratch) {
-  const int64_t count = (p.classes + kChunk - 1) / kChunk;
-  std::vector<ChunkState> chunks(static_cast<size_t>(count));
-  SplitRow split{row, scratch, chunks.data(), 0, 0, 0, 0};
-  switch (op) {
-    case Op::kIndexOnly:
-      search_split_row(p, split, chunks);
-      return;
-    case Op::kForward:
-      if (search_split_row(p, split, chunks) && !p.hard) normalize_split_row(p, split, chunks);
-      return;
-    case Op::kBackward:
-    case Op::kBackwardRecompute:
-      if (op == Op::kBackwardRecompute) {
-        search_split_row(p, split, chunks);
-        normalize_split_row(p, split, chunks);
-      }
-      for_chunks(p, Step::kDot, split, count);
-      split.dot = sum_of(chunks);
-      if (p.grad_tau != nullptr) {
-        for_chunks(p, Step::kLogDot, split, count);
-        split.log_dot = sum_of(chunks);
-      }
-      for_chunks(p, Step::kGradient, split, count);
-      return;
-  }
-}
-
-void execute(Op op, const Problem& p, at::ScalarType dtype) {
-  const Plan plan = make_plan(op, p, at::in_parallel_region() ? 1 : at::get_num_threads());
-  if (plan.regime != Regime::kSplitRow) {
-    const KernelTable& table = kernels();
-    at::parallel_for(0, plan.tasks, plan.grain,
-                     [&](int64_t begin, int64_t end) { table.run(op, p, plan, begin, end); });
-    return;
-  }
-  const bool needs_scratch = op == Op::kBackwardRecompute || (op == Op::kForward && !p.hard);
-  at::Tensor scratch;
-  if (needs_scratch) scratch = at::empty({p.classes}, compute_dtype(dtype));
-  for (int64_t row = 0; row < p.rows(); ++row) {
-    if (p.grad_logits && p.index[row] < 0) {
-      // A row that the mask forbids has a gradient of zero, and no class to shift by.
-      kernels().run(op, p, Plan{Regime::kRows, p.rows(), 1, 1}, row, row + 1);
-      continue;
-    }
-    run_split_row(op, p, row, needs_scratch ? scratch.mutable_data_ptr() : nullptr);
-  }
+void run_problem(Op op, const Problem& p) {
+  execute(kernels(), op, p, at::in_parallel_region() ? 1 : at::get_num_threads(),
+          [](int64_t count, int64_t grain, const auto& body) { at::parallel_for(0, count, grain, body); });
 }
 
 // ---- the ops ---------------------------------------------------------------------------------------------------------
@@ -254,7 +169,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
   dim = wrapped_dim(op, logits, dim);
   check_tau(op, tau, tau_tensor, logits, dim);
   check_mask(op, mask, logits);
-  check_randomness(op, generator, rng_state);
+  check_randomness(op, logits, generator, rng_state);
   const at::Tensor temperatures = row_temperatures(op, tau_tensor, logits, dim);
 
   Output y(logits, dim);
@@ -277,7 +192,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
   if (mask) builder.add(p.mask, allowed);
   if (tau_tensor) builder.add(p.tau, temperatures);
   if (return_index) p.index = index.mutable_data_ptr<int64_t>();
-  execute(Op::kForward, builder.finish(), logits.scalar_type());
+  run_problem(Op::kForward, builder.finish());
   y.settle();
   return {y.tensor, index, to_tensor(state)};
 }
@@ -288,7 +203,7 @@ at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim
   check_logits(op, logits);
   dim = wrapped_dim(op, logits, dim);
   check_mask(op, mask, logits);
-  check_randomness(op, generator, rng_state);
+  check_randomness(op, logits, generator, rng_state);
 
   at::Tensor index = at::empty(without_dim(logits, dim), at::kLong);
   if (logits.numel() == 0) {
@@ -303,7 +218,7 @@ at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim
     builder.add(p.logits, rows);
     if (mask) builder.add(p.mask, allowed);
     p.index = index.mutable_data_ptr<int64_t>();
-    execute(Op::kIndexOnly, builder.finish(), logits.scalar_type());
+    run_problem(Op::kIndexOnly, builder.finish());
   }
   return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
 }
@@ -312,7 +227,7 @@ at::Tensor gumbel_noise_cpu(const at::Tensor& like, at::IntArrayRef size, std::o
                             const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_noise";
   check_logits(op, like);
-  check_randomness(op, generator, rng_state);
+  check_randomness(op, like, generator, rng_state);
   at::Tensor out = at::empty(size, like.options());
   if (out.numel() == 0) return out;
   const RngState state = reserve_randomness(generator, rng_state);
@@ -335,7 +250,7 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
   dim = wrapped_dim(name, logits_or_y, dim);
   check_tau(name, tau, tau_tensor, logits_or_y, dim);
   check_mask(name, mask, logits_or_y);
-  check_randomness(name, std::nullopt, rng_state);
+  check_randomness(name, logits_or_y, std::nullopt, rng_state);
   check_grad(name, grad, logits_or_y);
   check_index(name, index, logits_or_y, dim);
   const at::Tensor temperatures = row_temperatures(name, tau_tensor, logits_or_y, dim);
@@ -372,7 +287,7 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
     p.seed = state.seed;
     p.offset = state.offset;
   }
-  execute(op, builder.finish(), logits_or_y.scalar_type());
+  run_problem(op, builder.finish());
   grad_logits.settle();
   return {grad_logits.tensor, grad_tau};
 }
