@@ -24,62 +24,71 @@ const char* scalar_name(at::ScalarType type) { return c10::toString(type); }
 
 void check_logits(const char* op, const at::Tensor& logits) {
   const at::ScalarType type = logits.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, op,
-                   ": logits must have dtype float16, bfloat16, float32 or float64, got ", scalar_name(type));
-  TORCH_CHECK_TYPE(logits.layout() == at::kStrided, op, ": logits must be a dense (strided) tensor, got layout ",
-                   logits.layout());
+  TORCH_CHECK_TYPE(
+      type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, op,
+      ": logits must have dtype float16, bfloat16, float32 or float64, got ", scalar_name(type));
+  TORCH_CHECK_TYPE(logits.layout() == at::kStrided, op,
+                   ": logits must be a dense (strided) tensor, got layout ", logits.layout());
 }
 
 int64_t wrapped_dim(const char* op, const at::Tensor& logits, int64_t dim) {
   const int64_t dims = std::max<int64_t>(logits.dim(), 1);
-  TORCH_CHECK_INDEX(-dims <= dim && dim < dims, op, ": dim must be between ", -dims, " and ", dims - 1,
-                    " for logits of ", logits.dim(), " dimensions, got ", dim);
+  TORCH_CHECK_INDEX(-dims <= dim && dim < dims, op, ": dim must be between ", -dims, " and ",
+                    dims - 1, " for logits of ", logits.dim(), " dimensions, got ", dim);
   return dim < 0 ? dim + dims : dim;
 }
 
-void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor, const at::Tensor& logits, int64_t dim) {
+void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor,
+               const at::Tensor& logits, int64_t dim) {
   if (!tau_tensor) {
-    TORCH_CHECK_VALUE(std::isfinite(tau) && tau > 0, op, ": tau must be positive and finite, got ", tau);
+    TORCH_CHECK_VALUE(std::isfinite(tau) && tau > 0, op, ": tau must be positive and finite, got ",
+                      tau);
     return;
   }
   const at::Tensor& t = *tau_tensor;
   const at::ScalarType type = t.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, op,
-                   ": a tau tensor must have dtype float16, bfloat16, float32 or float64, got ", scalar_name(type));
+  TORCH_CHECK_TYPE(
+      type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, op,
+      ": a tau tensor must have dtype float16, bfloat16, float32 or float64, got ",
+      scalar_name(type));
   TORCH_CHECK_VALUE(t.device() == logits.device() || (t.device().is_cpu() && t.dim() == 0), op,
-                    ": tau must be on the device of logits (", logits.device(), "), got ", t.device());
+                    ": tau must be on the device of logits (", logits.device(), "), got ",
+                    t.device());
   const c10::SymDimVector reduced = shape_reduced(logits, dim);
   TORCH_CHECK_VALUE(broadcasts_to(t.sym_sizes(), reduced), op, ": tau must broadcast to ",
-                    c10::SymIntArrayRef(reduced), ", the shape of logits with dim reduced to 1, got shape ",
-                    t.sym_sizes());
+                    c10::SymIntArrayRef(reduced),
+                    ", the shape of logits with dim reduced to 1, got shape ", t.sym_sizes());
 }
 
 void check_tau_values(const char* op, const at::Tensor& tau) {
   const at::Tensor values = tau.contiguous();
   const double* data = values.const_data_ptr<double>();
   for (int64_t i = 0; i < values.numel(); ++i) {
-    TORCH_CHECK_VALUE(std::isfinite(data[i]) && data[i] > 0, op, ": tau must be positive and finite, got ", data[i]);
+    TORCH_CHECK_VALUE(std::isfinite(data[i]) && data[i] > 0, op,
+                      ": tau must be positive and finite, got ", data[i]);
   }
 }
 
 void check_mask(const char* op, const OptionalTensor& mask, const at::Tensor& logits) {
   if (!mask) return;
   TORCH_CHECK_TYPE(mask->scalar_type() == at::kBool, op,
-                   ": mask must have dtype bool (True = may be chosen), got ", scalar_name(mask->scalar_type()));
-  TORCH_CHECK_VALUE(mask->device() == logits.device(), op, ": mask must be on the device of logits (", logits.device(),
-                    "), got ", mask->device());
+                   ": mask must have dtype bool (True = may be chosen), got ",
+                   scalar_name(mask->scalar_type()));
+  TORCH_CHECK_VALUE(mask->device() == logits.device(), op,
+                    ": mask must be on the device of logits (", logits.device(), "), got ",
+                    mask->device());
   TORCH_CHECK_VALUE(broadcasts_to(mask->sym_sizes(), logits.sym_sizes()), op,
-                    ": mask must broadcast to the shape of logits, ", logits.sym_sizes(), ", got shape ",
-                    mask->sym_sizes());
+                    ": mask must broadcast to the shape of logits, ", logits.sym_sizes(),
+                    ", got shape ", mask->sym_sizes());
 }
 
 void check_grad(const char* op, const at::Tensor& grad, const at::Tensor& output) {
   TORCH_CHECK_TYPE(grad.scalar_type() == output.scalar_type(), op, ": grad must have dtype ",
                    scalar_name(output.scalar_type()), ", got ", scalar_name(grad.scalar_type()));
-  TORCH_CHECK_VALUE(grad.device() == output.device(), op, ": grad must be on ", output.device(), ", got ",
-                    grad.device());
-  TORCH_CHECK_VALUE(grad.sym_sizes() == output.sym_sizes(), op, ": grad must have shape ", output.sym_sizes(),
-                    ", got ", grad.sym_sizes());
+  TORCH_CHECK_VALUE(grad.device() == output.device(), op, ": grad must be on ", output.device(),
+                    ", got ", grad.device());
+  TORCH_CHECK_VALUE(grad.sym_sizes() == output.sym_sizes(), op, ": grad must have shape ",
+                    output.sym_sizes(), ", got ", grad.sym_sizes());
 }
 
 void check_index(const char* op, const at::Tensor& index, const at::Tensor& logits, int64_t dim) {
@@ -90,16 +99,18 @@ void check_index(const char* op, const at::Tensor& index, const at::Tensor& logi
                     c10::SymIntArrayRef(shape), ", got ", index.sym_sizes());
 }
 
-void check_randomness(const char* op, const at::Tensor& logits, const std::optional<at::Generator>& generator,
+void check_randomness(const char* op, const at::Tensor& logits,
+                      const std::optional<at::Generator>& generator,
                       const OptionalTensor& rng_state) {
   if (!rng_state) return;
-  TORCH_CHECK_VALUE(!generator || !generator->defined(), op, ": give either generator or rng_state, not both");
+  TORCH_CHECK_VALUE(!generator || !generator->defined(), op,
+                    ": give either generator or rng_state, not both");
   TORCH_CHECK_TYPE(rng_state->scalar_type() == at::kLong, op,
                    ": rng_state must be an int64 tensor [seed, offset], got dtype ",
                    scalar_name(rng_state->scalar_type()));
   TORCH_CHECK_VALUE(rng_state->is_cpu() || rng_state->device() == logits.device(), op,
-                    ": rng_state must be on the CPU or on the device of logits (", logits.device(), "), got ",
-                    rng_state->device());
+                    ": rng_state must be on the CPU or on the device of logits (", logits.device(),
+                    "), got ", rng_state->device());
   TORCH_CHECK_VALUE(rng_state->dim() == 1 && rng_state->sym_size(0) == 2, op,
                     ": rng_state must be an int64 tensor [seed, offset] of shape [2], got shape ",
                     rng_state->sym_sizes());

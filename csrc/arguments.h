@@ -9,17 +9,20 @@ namespace gumbel_ext {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// Throws TypeError, ValueError or IndexError that name the argument and its value. Shapes may be symbolic.
+// Throws TypeError, ValueError or IndexError that name the argument and its value. Shapes may be
+// symbolic.
 void check_logits(const char* op, const at::Tensor& logits);
 int64_t wrapped_dim(const char* op, const at::Tensor& logits, int64_t dim);
-void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor, const at::Tensor& logits, int64_t dim);
+void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor,
+               const at::Tensor& logits, int64_t dim);
 void check_tau_values(const char* op, const at::Tensor& tau);
 void check_mask(const char* op, const OptionalTensor& mask, const at::Tensor& logits);
 // The incoming gradient of a backward op: shape and dtype of the output it belongs to.
 void check_grad(const char* op, const at::Tensor& grad, const at::Tensor& output);
 // The index that a backward op reads: int64, the shape of logits without dim.
 void check_index(const char* op, const at::Tensor& index, const at::Tensor& logits, int64_t dim);
-void check_randomness(const char* op, const at::Tensor& logits, const std::optional<at::Generator>& generator,
+void check_randomness(const char* op, const at::Tensor& logits,
+                      const std::optional<at::Generator>& generator,
                       const OptionalTensor& rng_state);
 
 // The shape of logits with `dim` removed (indices), or of size 1 (temperatures).

@@ -1,18 +1,21 @@
 // Random words -> Gumbel(0, 1) noise, and the few functions that a softmax over it needs.
 //
-// Everything numerical about the noise lives here and nowhere else. The functions are templates over a real type F, a
-// vector of floats or doubles (or, in a CUDA kernel, one of them). They are straight-line code of +, -, *, explicit fma
-// and integer arithmetic on the bits, so that every instruction set that has fma computes the same bits; translation
-// units must be compiled with -ffp-contract=off. What F has to offer is listed at RealTraits.
+// Everything numerical about the noise lives here and nowhere else. The functions are templates
+// over a real type F, a vector of floats or doubles (or, in a CUDA kernel, one of them). They are
+// straight-line code of +, -, *, explicit fma and integer arithmetic on the bits, so that every
+// instruction set that has fma computes the same bits; translation units must be compiled with
+// -ffp-contract=off. What F has to offer is listed at RealTraits.
 //
-// Why not libm's log. E = -log1p(-v) must keep its *relative* accuracy as v -> 0, because -log E turns it into the
-// absolute accuracy of the largest noise, the noise that wins; and 1 - v must keep its own as v -> 1. With q, the smaller
-// of v and 1 - v, both ends fall out of one polynomial on [0, 1/2]:
+// Why not libm's log. E = -log1p(-v) must keep its *relative* accuracy as v -> 0, because -log E
+// turns it into the absolute accuracy of the largest noise, the noise that wins; and 1 - v must
+// keep its own as v -> 1. With q, the smaller of v and 1 - v, both ends fall out of one polynomial
+// on [0, 1/2]:
 //
 //     v <  1/2:  E = -log1p(-t)               t = q
 //     v >= 1/2:  E = -e ln 2 - log1p(-t)      q = 2^e (1 - t),  1/2 <= 1 - t < 1
 //
-// and as both terms are >= 0 nothing cancels: E is good to about 2 ulp all the way from 2^-65 to 45.
+// and as both terms are >= 0 nothing cancels: E is good to about 2 ulp all the way from 2^-65
+// to 45.
 #pragma once
 
 #include "philox.h"
@@ -20,7 +23,8 @@
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-// ---- constants by precision ------------------------------------------------------------------------------------------
+// ---- constants by precision
+// ------------------------------------------------------------------------------------------
 
 template <class Scalar>
 struct Numerics;
@@ -29,8 +33,8 @@ struct Numerics;
 //   log1m  A(t):  -log1p(-t) = t + t^2 A(t)     0 <= t <= 1/2
 //   log1p  B(f):   log1p(f)  = f + f^2 B(f)     |f| <= 1/3
 //   exp2   C(r):   2^r       = 1 + r C(r)       |r| <= 1/2
-// with a relative error of the whole expression of 2^-25.3, 2^-25.2, 2^-28.9 in float and 2^-57.0, 2^-56.8, 2^-58.0 in
-// double.
+// with a relative error of the whole expression of 2^-25.3, 2^-25.2, 2^-28.9 in float and 2^-57.0,
+// 2^-56.8, 2^-58.0 in double.
 template <>
 struct Numerics<float> {
   using Bits = std::uint32_t;
@@ -39,7 +43,8 @@ struct Numerics<float> {
   static constexpr Bits half_bits = 0x3F000000u;
   static constexpr Bits two_thirds_bits = 0x3F2AAAABu;
   static constexpr Bits two_thirds_to_one_bits = 0x3F800000u - two_thirds_bits;
-  // An integer i < 2^23, or'ed into the bits of the real number 2^23, makes the real number 2^23 + i.
+  // An integer i < 2^23, or'ed into the bits of the real number 2^23, makes the real number 2^23 +
+  // i.
   static constexpr Bits integer_bits = 0x4B000000u;
   static constexpr float integer_real = 0x1p23f;
   static constexpr float bias_of_one = 127.0f;
@@ -51,13 +56,15 @@ struct Numerics<float> {
 
   static constexpr int log1m_terms = 8, log1p_terms = 8, exp2_terms = 6;
   GUMBEL_EXT_INLINE static constexpr float log1m(int i) {
-    constexpr float c[log1m_terms] = {0x1.fffec0p-2f,  0x1.55a3aap-2f, 0x1.f30fc4p-3f,  0x1.0e0576p-2f,
-                                      -0x1.729b20p-3f, 0x1.356f6ep+0f, -0x1.a3bd7ep+0f, 0x1.6a2070p+0f};
+    constexpr float c[log1m_terms] = {0x1.fffec0p-2f,  0x1.55a3aap-2f,  0x1.f30fc4p-3f,
+                                      0x1.0e0576p-2f,  -0x1.729b20p-3f, 0x1.356f6ep+0f,
+                                      -0x1.a3bd7ep+0f, 0x1.6a2070p+0f};
     return c[i];
   }
   GUMBEL_EXT_INLINE static constexpr float log1p(int i) {
-    constexpr float c[log1p_terms] = {-0x1.ffffd6p-2f, 0x1.5554fap-2f, -0x1.001482p-2f, 0x1.99d430p-3f,
-                                      -0x1.503258p-3f, 0x1.1ea21ap-3f, -0x1.3b2bccp-3f, 0x1.1f430cp-3f};
+    constexpr float c[log1p_terms] = {-0x1.ffffd6p-2f, 0x1.5554fap-2f,  -0x1.001482p-2f,
+                                      0x1.99d430p-3f,  -0x1.503258p-3f, 0x1.1ea21ap-3f,
+                                      -0x1.3b2bccp-3f, 0x1.1f430cp-3f};
     return c[i];
   }
   GUMBEL_EXT_INLINE static constexpr float exp2(int i) {
@@ -103,36 +110,39 @@ struct Numerics<double> {
     return c[i];
   }
   GUMBEL_EXT_INLINE static constexpr double exp2(int i) {
-    constexpr double c[exp2_terms] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe8p-5,
-                                      0x1.3b2ab6fba0116p-7,  0x1.5d87fe78cd662p-10, 0x1.4309130ed97adp-13,
-                                      0x1.ffcbfba99c14cp-17, 0x1.62bfc79bcde3fp-20, 0x1.b5267cae9144cp-24,
-                                      0x1.e61b51e663cacp-28, 0x1.e79bfa0581a2cp-32};
+    constexpr double c[exp2_terms] = {
+        0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe8p-5,  0x1.3b2ab6fba0116p-7,
+        0x1.5d87fe78cd662p-10, 0x1.4309130ed97adp-13, 0x1.ffcbfba99c14cp-17, 0x1.62bfc79bcde3fp-20,
+        0x1.b5267cae9144cp-24, 0x1.e61b51e663cacp-28, 0x1.e79bfa0581a2cp-32};
     return c[i];
   }
 };
 
-// ---- what a real type F must offer -----------------------------------------------------------------------------------
+// ---- what a real type F must offer
+// -----------------------------------------------------------------------------------
 
 // Specialised beside each F:
 //   Scalar                       float or double
 //   Bits                         the integer type (or vector) of the same width
 //   F splat(Scalar), Bits splat_bits(Numerics<Scalar>::Bits)
 // and, found by argument-dependent lookup:
-//   F: + - *, fma(a, b, c) = a*b + c rounded once, less(a, b) -> mask, select(mask, a, b), zero_unless(mask, a),
-//   bits(F) -> Bits
-//   Bits: + - & | ^, shift_left(b, Int<n>), shift_right(b, Int<n>) (logical), real(Bits) -> F
-//   32-bit Bits also: spread_top_bit(b) (arithmetic shift by 31), as_mask(b) of that, top_bit(b) -> mask good for any()
-//   and select() only, to_real(b) for 0 <= b < 2^31
+//   F: + - *, fma(a, b, c) = a*b + c rounded once, less(a, b) -> mask, select(mask, a, b),
+//   zero_unless(mask, a), bits(F) -> Bits Bits: + - & | ^, shift_left(b, Int<n>), shift_right(b,
+//   Int<n>) (logical), real(Bits) -> F 32-bit Bits also: spread_top_bit(b) (arithmetic shift by
+//   31), as_mask(b) of that, top_bit(b) -> mask good for any() and select() only, to_real(b) for 0
+//   <= b < 2^31
 template <class F>
 struct RealTraits;
 
 template <int n>
 struct Int {};
 
-// ---- functions -------------------------------------------------------------------------------------------------------
+// ---- functions
+// -------------------------------------------------------------------------------------------------------
 
-// Eight terms as even and odd powers: half the latency of Horner's scheme, x^2 being at hand anyway, and hardly more
-// instructions. (Estrin's would save a little more latency, but each of its pairs needs a constant in a register.)
+// Eight terms as even and odd powers: half the latency of Horner's scheme, x^2 being at hand
+// anyway, and hardly more instructions. (Estrin's would save a little more latency, but each of its
+// pairs needs a constant in a register.)
 template <class F, class Table>
 GUMBEL_EXT_INLINE F polynomial(F x, F x2, Int<8>, Table coefficient) {
   using T = RealTraits<F>;
@@ -162,10 +172,12 @@ GUMBEL_EXT_INLINE F exponential_from_tail(F q, Mask upper) {
   using T = RealTraits<F>;
   using N = Numerics<typename T::Scalar>;
   const auto q_bits = bits(q);
-  // q = 2^e m with m in [1/2, 1); the biased exponent becomes a real number by the trick at integer_bits.
+  // q = 2^e m with m in [1/2, 1); the biased exponent becomes a real number by the trick at
+  // integer_bits.
   const F m = real((q_bits & T::splat_bits(N::mantissa_mask)) | T::splat_bits(N::half_bits));
-  const F minus_e = T::splat(N::integer_real + N::bias_of_half) -
-                    real(shift_right(q_bits, Int<N::mantissa_bits>()) | T::splat_bits(N::integer_bits));
+  const F minus_e =
+      T::splat(N::integer_real + N::bias_of_half) -
+      real(shift_right(q_bits, Int<N::mantissa_bits>()) | T::splat_bits(N::integer_bits));
   const F t = select(upper, T::splat(1) - m, q);
   const F k = zero_unless(upper, minus_e);
   const F t2 = t * t;
@@ -178,7 +190,8 @@ template <class F>
 GUMBEL_EXT_INLINE F log_positive(F x) {
   using T = RealTraits<F>;
   using N = Numerics<typename T::Scalar>;
-  // x = 2^e m with m in [2/3, 4/3), so that x near 1 has e = 0 and the result keeps its relative accuracy there.
+  // x = 2^e m with m in [2/3, 4/3), so that x near 1 has e = 0 and the result keeps its relative
+  // accuracy there.
   const auto shifted = bits(x) + T::splat_bits(N::two_thirds_to_one_bits);
   const F e = real(shift_right(shifted, Int<N::mantissa_bits>()) | T::splat_bits(N::integer_bits)) -
               T::splat(N::integer_real + N::bias_of_one);
@@ -198,14 +211,15 @@ GUMBEL_EXT_INLINE F exponential_from_high_word(Words hi) {
   return exponential_from_tail(fma(nearest, T::splat(0x1p-32f), T::splat(0x1p-33f)), as_mask(flip));
 }
 
-// Lanes whose hi lies within 2^20 of either end of its range, where 32 bits no longer resolve E: probability 2^-11.
+// Lanes whose hi lies within 2^20 of either end of its range, where 32 bits no longer resolve E:
+// probability 2^-11.
 template <class F, class Words>
 GUMBEL_EXT_INLINE auto needs_low_word(Words hi) {
   return top_bit((hi ^ spread_top_bit(hi)) - RealTraits<F>::splat_bits(1u << 20));
 }
 
-// float32, from both words: v = (hi 2^32 + lo + 1/2) 2^-64. Where needs_low_word(): every part of the sum is
-// exact there.
+// float32, from both words: v = (hi 2^32 + lo + 1/2) 2^-64. Where needs_low_word(): every part of
+// the sum is exact there.
 template <class F, class Words>
 GUMBEL_EXT_INLINE F exponential_from_tail_words(Words hi, Words lo) {
   using T = RealTraits<F>;
@@ -213,7 +227,8 @@ GUMBEL_EXT_INLINE F exponential_from_tail_words(Words hi, Words lo) {
   const Words near_lo = lo ^ flip;
   const F lo_high = to_real(shift_right(near_lo, Int<16>()));
   const F lo_low = to_real(near_lo & T::splat_bits(0xFFFFu));
-  const F below = fma(lo_high, T::splat(0x1p-48f), fma(lo_low, T::splat(0x1p-64f), T::splat(0x1p-65f)));
+  const F below =
+      fma(lo_high, T::splat(0x1p-48f), fma(lo_low, T::splat(0x1p-64f), T::splat(0x1p-65f)));
   return exponential_from_tail(fma(to_real(hi ^ flip), T::splat(0x1p-32f), below), as_mask(flip));
 }
 

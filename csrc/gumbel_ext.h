@@ -1,7 +1,9 @@
-// gumbel_ext for libtorch programs: the ops as C++ functions. Python callers use the package's functional.py instead.
+// gumbel_ext for libtorch programs: the ops as C++ functions. Python callers use the package's
+// functional.py instead.
 //
-// All functions go through the dispatcher, so autograd, autocast and every device that has kernels work as they do from
-// Python. docs/noise.md defines the noise as a function of (seed, offset, position).
+// All functions go through the dispatcher, so autograd, autocast and every device that has kernels
+// work as they do from Python. docs/noise.md defines the noise as a function of (seed, offset,
+// position).
 #pragma once
 
 #include <ATen/ATen.h>
@@ -11,19 +13,21 @@
 
 namespace gumbel_ext {
 
-// y = softmax((logits + Gumbel noise) / tau) along dim, or with `hard` the one-hot of its argmax with the gradient of the
-// soft sample (straight-through). Jang et al., arXiv 1611.01144; Maddison et al., arXiv 1611.00712.
+// y = softmax((logits + Gumbel noise) / tau) along dim, or with `hard` the one-hot of its argmax
+// with the gradient of the soft sample (straight-through). Jang et al., arXiv 1611.01144; Maddison
+// et al., arXiv 1611.00712.
 //
-// tau_tensor, if given, takes the place of tau: broadcastable to the shape of logits with dim reduced to 1.
-// mask: bool, true = may be chosen. rng_state: int64 [seed, offset]; without it a seed is drawn from `generator`, or from
-// the default generator of the device.
+// tau_tensor, if given, takes the place of tau: broadcastable to the shape of logits with dim
+// reduced to 1. mask: bool, true = may be chosen. rng_state: int64 [seed, offset]; without it a
+// seed is drawn from `generator`, or from the default generator of the device.
 //
-// Returns y; the int64 index of the chosen classes (shape of logits without dim, -1 for a row that the mask forbids; empty
-// unless return_index); and the rng_state that was used.
+// Returns y; the int64 index of the chosen classes (shape of logits without dim, -1 for a row that
+// the mask forbids; empty unless return_index); and the rng_state that was used.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax(
-    const at::Tensor& logits, double tau = 1.0, const std::optional<at::Tensor>& tau_tensor = std::nullopt,
-    bool hard = false, int64_t dim = -1, const std::optional<at::Tensor>& mask = std::nullopt,
-    bool return_index = false, std::optional<at::Generator> generator = std::nullopt,
+    const at::Tensor& logits, double tau = 1.0,
+    const std::optional<at::Tensor>& tau_tensor = std::nullopt, bool hard = false, int64_t dim = -1,
+    const std::optional<at::Tensor>& mask = std::nullopt, bool return_index = false,
+    std::optional<at::Generator> generator = std::nullopt,
     const std::optional<at::Tensor>& rng_state = std::nullopt);
 
 // The index alone: a sample from softmax(logits), by argmax(logits + Gumbel noise).
@@ -38,10 +42,9 @@ at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,
                         const std::optional<at::Tensor>& rng_state = std::nullopt);
 
 // The backward ops; autograd calls them. y is what the soft forward returned, index its index.
-std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(const at::Tensor& grad, const at::Tensor& y,
-                                                           const at::Tensor& index, double tau,
-                                                           const std::optional<at::Tensor>& tau_tensor, int64_t dim,
-                                                           bool tau_grad);
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(
+    const at::Tensor& grad, const at::Tensor& y, const at::Tensor& index, double tau,
+    const std::optional<at::Tensor>& tau_tensor, int64_t dim, bool tau_grad);
 
 // The same without y: regenerates the noise from rng_state and recomputes it.
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward(

@@ -5,26 +5,35 @@
 #include "gumbel_ext.h"
 
 TORCH_LIBRARY(gumbel_ext, m) {
-  // Ops that may draw from a generator must say so, or compiled activation checkpointing replays them with other noise.
-  const std::vector<at::Tag> random = {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag};
+  // Ops that may draw from a generator must say so, or compiled activation checkpointing replays
+  // them with other noise.
+  const std::vector<at::Tag> random = {at::Tag::nondeterministic_seeded,
+                                       at::Tag::pt2_compliant_tag};
   const std::vector<at::Tag> deterministic = {at::Tag::pt2_compliant_tag};
 
   m.def(
-      "gumbel_softmax(Tensor logits, float tau, Tensor? tau_tensor, bool hard, int dim, Tensor? mask, "
-      "bool return_index, Generator? generator, Tensor? rng_state) -> (Tensor y, Tensor index, Tensor used_rng_state)",
+      "gumbel_softmax(Tensor logits, float tau, Tensor? tau_tensor, bool hard, int dim, Tensor? "
+      "mask, "
+      "bool return_index, Generator? generator, Tensor? rng_state) -> (Tensor y, Tensor index, "
+      "Tensor used_rng_state)",
       random);
   m.def(
-      "gumbel_argmax(Tensor logits, int dim, bool keepdim, Tensor? mask, Generator? generator, Tensor? rng_state) "
+      "gumbel_argmax(Tensor logits, int dim, bool keepdim, Tensor? mask, Generator? generator, "
+      "Tensor? rng_state) "
       "-> Tensor",
       random);
-  m.def("gumbel_noise(Tensor like, SymInt[] size, Generator? generator, Tensor? rng_state) -> Tensor", random);
+  m.def(
+      "gumbel_noise(Tensor like, SymInt[] size, Generator? generator, Tensor? rng_state) -> Tensor",
+      random);
 
   m.def(
-      "gumbel_softmax_backward(Tensor grad, Tensor y, Tensor index, float tau, Tensor? tau_tensor, int dim, "
+      "gumbel_softmax_backward(Tensor grad, Tensor y, Tensor index, float tau, Tensor? tau_tensor, "
+      "int dim, "
       "bool tau_grad) -> (Tensor grad_logits, Tensor grad_tau)",
       deterministic);
   m.def(
-      "gumbel_softmax_hard_backward(Tensor grad, Tensor logits, Tensor index, float tau, Tensor? tau_tensor, int dim, "
+      "gumbel_softmax_hard_backward(Tensor grad, Tensor logits, Tensor index, float tau, Tensor? "
+      "tau_tensor, int dim, "
       "Tensor? mask, Tensor rng_state, bool tau_grad) -> (Tensor grad_logits, Tensor grad_tau)",
       deterministic);
 }
@@ -41,25 +50,29 @@ c10::TypedOperatorHandle<Function> find_op(const char* name) {
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax(
-    const at::Tensor& logits, double tau, const std::optional<at::Tensor>& tau_tensor, bool hard, int64_t dim,
-    const std::optional<at::Tensor>& mask, bool return_index, std::optional<at::Generator> generator,
-    const std::optional<at::Tensor>& rng_state) {
+    const at::Tensor& logits, double tau, const std::optional<at::Tensor>& tau_tensor, bool hard,
+    int64_t dim, const std::optional<at::Tensor>& mask, bool return_index,
+    std::optional<at::Generator> generator, const std::optional<at::Tensor>& rng_state) {
   using Function = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-      const at::Tensor&, double, const std::optional<at::Tensor>&, bool, int64_t, const std::optional<at::Tensor>&,
-      bool, std::optional<at::Generator>, const std::optional<at::Tensor>&);
+      const at::Tensor&, double, const std::optional<at::Tensor>&, bool, int64_t,
+      const std::optional<at::Tensor>&, bool, std::optional<at::Generator>,
+      const std::optional<at::Tensor>&);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_softmax");
   return op.call(logits, tau, tau_tensor, hard, dim, mask, return_index, generator, rng_state);
 }
 
-at::Tensor gumbel_argmax(const at::Tensor& logits, int64_t dim, bool keepdim, const std::optional<at::Tensor>& mask,
-                         std::optional<at::Generator> generator, const std::optional<at::Tensor>& rng_state) {
+at::Tensor gumbel_argmax(const at::Tensor& logits, int64_t dim, bool keepdim,
+                         const std::optional<at::Tensor>& mask,
+                         std::optional<at::Generator> generator,
+                         const std::optional<at::Tensor>& rng_state) {
   using Function = at::Tensor(const at::Tensor&, int64_t, bool, const std::optional<at::Tensor>&,
                               std::optional<at::Generator>, const std::optional<at::Tensor>&);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_argmax");
   return op.call(logits, dim, keepdim, mask, generator, rng_state);
 }
 
-at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size, std::optional<at::Generator> generator,
+at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,
+                        std::optional<at::Generator> generator,
                         const std::optional<at::Tensor>& rng_state) {
   using Function = at::Tensor(const at::Tensor&, c10::SymIntArrayRef, std::optional<at::Generator>,
                               const std::optional<at::Tensor>&);
@@ -67,13 +80,12 @@ at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size, std::optio
   return op.call(like, c10::fromIntArrayRefSlow(size), generator, rng_state);
 }
 
-std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(const at::Tensor& grad, const at::Tensor& y,
-                                                           const at::Tensor& index, double tau,
-                                                           const std::optional<at::Tensor>& tau_tensor, int64_t dim,
-                                                           bool tau_grad) {
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(
+    const at::Tensor& grad, const at::Tensor& y, const at::Tensor& index, double tau,
+    const std::optional<at::Tensor>& tau_tensor, int64_t dim, bool tau_grad) {
   using Function =
-      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
-                                         const std::optional<at::Tensor>&, int64_t, bool);
+      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         double, const std::optional<at::Tensor>&, int64_t, bool);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_softmax_backward");
   return op.call(grad, y, index, tau, tau_tensor, dim, tau_grad);
 }
@@ -82,9 +94,10 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
     const std::optional<at::Tensor>& tau_tensor, int64_t dim, const std::optional<at::Tensor>& mask,
     const at::Tensor& rng_state, bool tau_grad) {
-  using Function = std::tuple<at::Tensor, at::Tensor>(
-      const at::Tensor&, const at::Tensor&, const at::Tensor&, double, const std::optional<at::Tensor>&, int64_t,
-      const std::optional<at::Tensor>&, const at::Tensor&, bool);
+  using Function =
+      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         double, const std::optional<at::Tensor>&, int64_t,
+                                         const std::optional<at::Tensor>&, const at::Tensor&, bool);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_softmax_hard_backward");
   return op.call(grad, logits, index, tau, tau_tensor, dim, mask, rng_state, tau_grad);
 }

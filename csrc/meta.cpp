@@ -7,9 +7,9 @@ namespace gumbel_ext {
 namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_meta(
-    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool /*hard*/, int64_t dim,
-    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state) {
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool /*hard*/,
+    int64_t dim, const OptionalTensor& mask, bool return_index,
+    std::optional<at::Generator> generator, const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_softmax";
   check_logits(op, logits);
   dim = wrapped_dim(op, logits, dim);
@@ -17,13 +17,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_meta(
   check_mask(op, mask, logits);
   check_randomness(op, logits, generator, rng_state);
   const auto integers = logits.options().dtype(at::kLong);
-  at::Tensor index =
-      return_index ? at::empty_symint(shape_without(logits, dim), integers) : at::empty({0}, integers);
+  at::Tensor index = return_index ? at::empty_symint(shape_without(logits, dim), integers)
+                                  : at::empty({0}, integers);
   return {at::empty_like(logits), index, at::empty({2}, integers)};
 }
 
-at::Tensor gumbel_argmax_meta(const at::Tensor& logits, int64_t dim, bool keepdim, const OptionalTensor& mask,
-                              std::optional<at::Generator> generator, const OptionalTensor& rng_state) {
+at::Tensor gumbel_argmax_meta(const at::Tensor& logits, int64_t dim, bool keepdim,
+                              const OptionalTensor& mask, std::optional<at::Generator> generator,
+                              const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_argmax";
   check_logits(op, logits);
   dim = wrapped_dim(op, logits, dim);
@@ -33,7 +34,8 @@ at::Tensor gumbel_argmax_meta(const at::Tensor& logits, int64_t dim, bool keepdi
                           logits.options().dtype(at::kLong));
 }
 
-at::Tensor gumbel_noise_meta(const at::Tensor& like, c10::SymIntArrayRef size, std::optional<at::Generator> generator,
+at::Tensor gumbel_noise_meta(const at::Tensor& like, c10::SymIntArrayRef size,
+                             std::optional<at::Generator> generator,
                              const OptionalTensor& rng_state) {
   check_logits("gumbel_noise", like);
   check_randomness("gumbel_noise", like, generator, rng_state);
@@ -45,10 +47,11 @@ at::Tensor grad_tau_like(const at::Tensor& logits, int64_t dim, bool tau_grad) {
   return tau_grad ? at::empty_symint(shape_reduced(logits, dim), options) : at::empty({0}, options);
 }
 
-std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_meta(const at::Tensor& grad, const at::Tensor& y,
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_meta(const at::Tensor& grad,
+                                                                const at::Tensor& y,
                                                                 const at::Tensor& index, double tau,
-                                                                const OptionalTensor& tau_tensor, int64_t dim,
-                                                                bool tau_grad) {
+                                                                const OptionalTensor& tau_tensor,
+                                                                int64_t dim, bool tau_grad) {
   constexpr const char* op = "gumbel_softmax_backward";
   check_logits(op, y);
   dim = wrapped_dim(op, y, dim);
@@ -60,8 +63,8 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_meta(const at::Tensor
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_meta(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
-    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask, const at::Tensor& rng_state,
-    bool tau_grad) {
+    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+    const at::Tensor& rng_state, bool tau_grad) {
   constexpr const char* op = "gumbel_softmax_hard_backward";
   check_logits(op, logits);
   dim = wrapped_dim(op, logits, dim);

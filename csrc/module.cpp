@@ -1,5 +1,5 @@
-// The Python module gumbel_ext._C: what the build is, and the noise functions that tests look at from outside. Loading it
-// registers the ops.
+// The Python module gumbel_ext._C: what the build is, and the noise functions that tests look at
+// from outside. Loading it registers the ops.
 #include <torch/extension.h>
 
 #include <string>
@@ -44,10 +44,13 @@ std::vector<std::string> cpu_capabilities() {
   return names;
 }
 
-std::vector<std::uint32_t> philox(const std::vector<std::uint32_t>& counter, const std::vector<std::uint32_t>& key) {
-  TORCH_CHECK_VALUE(counter.size() == 4, "philox4x32_10: counter must have 4 words, got ", counter.size());
+std::vector<std::uint32_t> philox(const std::vector<std::uint32_t>& counter,
+                                  const std::vector<std::uint32_t>& key) {
+  TORCH_CHECK_VALUE(counter.size() == 4, "philox4x32_10: counter must have 4 words, got ",
+                    counter.size());
   TORCH_CHECK_VALUE(key.size() == 2, "philox4x32_10: key must have 2 words, got ", key.size());
-  const auto b = gumbel_ext::philox4x32_10({counter[0], counter[1], counter[2], counter[3]}, key[0], key[1]);
+  const auto b =
+      gumbel_ext::philox4x32_10({counter[0], counter[1], counter[2], counter[3]}, key[0], key[1]);
   return {b.c0, b.c1, b.c2, b.c3};
 }
 
@@ -55,16 +58,18 @@ std::vector<std::uint32_t> philox(const std::vector<std::uint32_t>& counter, con
 at::Tensor gumbel_from_words(const at::Tensor& hi, const at::Tensor& lo, const py::object& dtype) {
   const at::ScalarType type = torch::python::detail::py_object_to_dtype(dtype);
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble,
-                   "gumbel_from_words: dtype must be float32 or float64, got ", c10::toString(type));
+                   "gumbel_from_words: dtype must be float32 or float64, got ",
+                   c10::toString(type));
   TORCH_CHECK_VALUE(hi.dim() == 1 && hi.sizes() == lo.sizes(),
-                    "gumbel_from_words: hi and lo must be one-dimensional and of one size, got ", hi.sizes(), " and ",
-                    lo.sizes());
+                    "gumbel_from_words: hi and lo must be one-dimensional and of one size, got ",
+                    hi.sizes(), " and ", lo.sizes());
   const at::Tensor high = hi.to(at::kUInt32).contiguous(), low = lo.to(at::kUInt32).contiguous();
   at::Tensor out = at::empty(hi.sizes(), type);
   gumbel_ext::cpu::kernels().noise_from_words(
-      type == at::kDouble ? gumbel_ext::cpu::ElementType::kFloat64 : gumbel_ext::cpu::ElementType::kFloat32,
-      static_cast<const std::uint32_t*>(high.const_data_ptr()), static_cast<const std::uint32_t*>(low.const_data_ptr()),
-      hi.numel(), out.mutable_data_ptr());
+      type == at::kDouble ? gumbel_ext::cpu::ElementType::kFloat64
+                          : gumbel_ext::cpu::ElementType::kFloat32,
+      static_cast<const std::uint32_t*>(high.const_data_ptr()),
+      static_cast<const std::uint32_t*>(low.const_data_ptr()), hi.numel(), out.mutable_data_ptr());
   return out;
 }
 
@@ -76,8 +81,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "cpu_capability", [] { return gumbel_ext::cpu::kernels().capability; },
       "The instruction set whose kernels are in use.");
-  m.def("cpu_capabilities", &cpu_capabilities, "The instruction sets that this machine can run, best first.");
-  m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"), "One block of Philox4x32-10.");
+  m.def("cpu_capabilities", &cpu_capabilities,
+        "The instruction sets that this machine can run, best first.");
+  m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
+        "One block of Philox4x32-10.");
   m.def("gumbel_from_words", &gumbel_from_words, py::arg("hi"), py::arg("lo"), py::arg("dtype"),
         "Gumbel noise of given Philox words, by the kernels' own arithmetic.");
 }

@@ -1,13 +1,16 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11), laid out for Gumbel noise.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11), laid out for
+// Gumbel noise.
 //
 // The noise contract (docs/noise.md): block(k) of element n is
 //     Philox4x32-10(key = seed, counter = (offset + k : 64 bit, n / 4 : 64 bit)),
-// which equals curand_init(seed, n / 4, 4 * (offset + k)) and at::Philox4_32(seed, n / 4, offset + k), bit for bit.
+// which equals curand_init(seed, n / 4, 4 * (offset + k)) and at::Philox4_32(seed, n / 4, offset +
+// k), bit for bit.
 //
-// Neighbouring elements share everything in the counter but its third word, so much of the first three rounds is the
-// same numbers over and over. PhiloxStream does that part once.
+// Neighbouring elements share everything in the counter but its third word, so much of the first
+// three rounds is the same numbers over and over. PhiloxStream does that part once.
 //
-// This header knows no tensors and no standard library, so that host and device, vector and scalar code share it.
+// This header knows no tensors and no standard library, so that host and device, vector and scalar
+// code share it.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +21,9 @@
 #define GUMBEL_EXT_INLINE inline __attribute__((always_inline))
 #endif
 
-// One copy of every inline function per instruction set: were the AVX-512 build of one to stand in for the baseline
-// build of the same name, as the linker is free to choose, an older machine would meet an illegal instruction.
+// One copy of every inline function per instruction set: were the AVX-512 build of one to stand in
+// for the baseline build of the same name, as the linker is free to choose, an older machine would
+// meet an illegal instruction.
 #if !defined(GUMBEL_EXT_ISA)
 #define GUMBEL_EXT_ISA baseline
 #endif
@@ -33,8 +37,9 @@ constexpr std::uint32_t kPhiloxWeyl0 = 0x9E3779B9u;
 constexpr std::uint32_t kPhiloxWeyl1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
-// One 32-bit counter word, or a vector of them. A vector type may keep junk above the low 32 bits of wider lanes as
-// long as wide_multiply ignores it; that is what makes the low half of a product free.
+// One 32-bit counter word, or a vector of them. A vector type may keep junk above the low 32 bits
+// of wider lanes as long as wide_multiply ignores it; that is what makes the low half of a product
+// free.
 GUMBEL_EXT_INLINE std::uint64_t wide_multiply(std::uint32_t a, std::uint32_t multiplier) {
   return static_cast<std::uint64_t>(a) * multiplier;
 }
@@ -59,8 +64,7 @@ GUMBEL_EXT_INLINE PhiloxBlock<Word> philox_round(const PhiloxBlock<Word>& c, Key
 
 // The textbook form: any counter, any key. Tests compare it with published known answers.
 GUMBEL_EXT_INLINE PhiloxBlock<std::uint32_t> philox4x32_10(PhiloxBlock<std::uint32_t> counter,
-                                                                std::uint32_t k0,
-                                                                std::uint32_t k1) {
+                                                           std::uint32_t k0, std::uint32_t k1) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
     counter = philox_round(counter, k0, k1);
     k0 += kPhiloxWeyl0;
@@ -69,8 +73,8 @@ GUMBEL_EXT_INLINE PhiloxBlock<std::uint32_t> philox4x32_10(PhiloxBlock<std::uint
   return counter;
 }
 
-// All blocks (draw, block_high : block_low) of one key, with only block_low left open. Constant is std::uint32_t, or a
-// vector that holds one such number in every lane.
+// All blocks (draw, block_high : block_low) of one key, with only block_low left open. Constant is
+// std::uint32_t, or a vector that holds one such number in every lane.
 template <class Constant>
 struct PhiloxStream {
   static constexpr int kFullRounds = kPhiloxRounds - 3;
@@ -86,8 +90,8 @@ struct PhiloxStream {
     const Word c2 = high_word(p0) ^ round2_c2;
     const auto q0 = wide_multiply(c0, kPhiloxMultiplier0);
     const auto q1 = wide_multiply(c2, kPhiloxMultiplier1);
-    PhiloxBlock<Word> c{high_word(q1) ^ round3_c0, low_word(q1), high_word(q0) ^ low_word(p0) ^ round3_k1,
-                        low_word(q0)};
+    PhiloxBlock<Word> c{high_word(q1) ^ round3_c0, low_word(q1),
+                        high_word(q0) ^ low_word(p0) ^ round3_k1, low_word(q0)};
 #pragma GCC unroll 7
     for (int i = 0; i < kFullRounds; ++i) {
       c = philox_round(c, k0[i], k1[i]);
@@ -98,7 +102,7 @@ struct PhiloxStream {
 
 // draw = offset + k of the contract; block_high = the high 32 bits of n / 4.
 GUMBEL_EXT_INLINE PhiloxStream<std::uint32_t> philox_stream(std::uint64_t seed, std::uint64_t draw,
-                                                                 std::uint32_t block_high) {
+                                                            std::uint32_t block_high) {
   std::uint32_t key0 = low_word(seed), key1 = high_word(seed);
   PhiloxStream<std::uint32_t> s;
   s.round1_c0 = high_word(draw) ^ key0;
@@ -120,8 +124,10 @@ GUMBEL_EXT_INLINE PhiloxStream<std::uint32_t> philox_stream(std::uint64_t seed, 
   return s;
 }
 
-// The word that element n of the contract reads from block(k), for the few places that want just one.
-GUMBEL_EXT_INLINE std::uint32_t philox_word(std::uint64_t seed, std::uint64_t draw, std::uint64_t n) {
+// The word that element n of the contract reads from block(k), for the few places that want just
+// one.
+GUMBEL_EXT_INLINE std::uint32_t philox_word(std::uint64_t seed, std::uint64_t draw,
+                                            std::uint64_t n) {
   const std::uint64_t index = n >> 2;
   const auto b = philox_stream(seed, draw, high_word(index)).block(low_word(index));
   switch (n & 3) {

@@ -1,6 +1,7 @@
-// Regime kColumns: vectorised across up to 64 neighbouring rows, one class after the other. For softmax dimensions that are
-// not the last, where neighbouring rows have neighbouring noise positions. Sums keep the order of row_math.h: sixteen
-// partial sums by class index mod 16 in each chunk, the same tree, chunk sums in double.
+// Regime kColumns: vectorised across up to 64 neighbouring rows, one class after the other. For
+// softmax dimensions that are not the last, where neighbouring rows have neighbouring noise
+// positions. Sums keep the order of row_math.h: sixteen partial sums by class index mod 16 in each
+// chunk, the same tree, chunk sums in double.
 #pragma once
 
 #include "operands.h"
@@ -45,7 +46,8 @@ class ColumnWorker {
   using F = Vector<A>;
   static constexpr int kPacks = kColumns / kLanes;
 
-  ColumnWorker(const Problem& problem, std::int64_t tile) : p_(problem), noise_(problem.seed, problem.offset), tile_(tile) {}
+  ColumnWorker(const Problem& problem, std::int64_t tile)
+      : p_(problem), noise_(problem.seed, problem.offset), tile_(tile) {}
 
   void forward(std::int64_t task) {
     start(task);
@@ -65,7 +67,8 @@ class ColumnWorker {
     for (std::int64_t j = 0; j < width_; ++j) {
       if (kind_[j] == RowKind::kOrdinary) continue;
       const T value = kind_[j] == RowKind::kNaN ? nan_of<T>() : T{};
-      for (std::int64_t c = 0; c < p_.classes; ++c) y.base[y.offset[j] + c * y.class_stride] = value;
+      for (std::int64_t c = 0; c < p_.classes; ++c)
+        y.base[y.offset[j] + c * y.class_stride] = value;
     }
   }
 
@@ -82,7 +85,8 @@ class ColumnWorker {
     exponentiate();
     for (std::int64_t c = 0; c < p_.classes; ++c) {
       A* z = z_row(c);
-      for (std::int64_t k = 0; k < packs(); ++k) store(z + kLanes * k, load(z + kLanes * k) * load(factor_ + kLanes * k));
+      for (std::int64_t k = 0; k < packs(); ++k)
+        store(z + kLanes * k, load(z + kLanes * k) * load(factor_ + kLanes * k));
     }
     for (std::int64_t j = 0; j < width_; ++j) {
       if (kind_[j] == RowKind::kOrdinary) continue;
@@ -103,7 +107,8 @@ class ColumnWorker {
     width_ = std::min(tile_, p_.inner - first_inner_);
     first_row_ = outer_ * p_.inner + first_inner_;
     for (std::int64_t j = 0; j < kColumns; ++j) {
-      const InverseTau<A> tau = inverse_tau<A>(p_, first_row_ + (p_.tau ? std::min(j, width_ - 1) : 0));
+      const InverseTau<A> tau =
+          inverse_tau<A>(p_, first_row_ + (p_.tau ? std::min(j, width_ - 1) : 0));
       scale_[j] = tau.exponent_scale;
       inverse_[j] = tau.inverse;
       if (!p_.tau) {
@@ -139,8 +144,8 @@ class ColumnWorker {
         Run<const std::uint8_t> allowed{nullptr, nullptr};
         if (mask) allowed = mask->read(c, width_, mask_buffer);
         A* z = z_row(c);
-        add_gumbel_noise(noise_, position(c), width_, row.data, row.end, allowed.data, allowed.end, z,
-                         static_cast<const A*>(z + packs() * kLanes));
+        add_gumbel_noise(noise_, position(c), width_, row.data, row.end, allowed.data, allowed.end,
+                         z, static_cast<const A*>(z + packs() * kLanes));
         const F here = RealTraits<F>::splat(static_cast<A>(c - first));
         for (std::int64_t k = 0; k < packs(); ++k) {
           const F v = load(z + kLanes * k), h = load(high + kLanes * k);
@@ -188,7 +193,8 @@ class ColumnWorker {
     for (std::int64_t j = 0; j < kColumns; ++j) largest[j] = j < width_ ? best_[j].value : A{};
     sum_over_classes([&](std::int64_t c, std::int64_t k, F total) __attribute__((always_inline)) {
       A* z = z_row(c) + kLanes * k;
-      const F e = exp2_nonpositive((load(z) - load(largest + kLanes * k)) * load(scale_ + kLanes * k));
+      const F e =
+          exp2_nonpositive((load(z) - load(largest + kLanes * k)) * load(scale_ + kLanes * k));
       store(z, e);
       return total + e;
     });
@@ -204,7 +210,8 @@ class ColumnWorker {
     for (std::int64_t first = 0; first < p_.classes; first += kChunk) {
       const std::int64_t last = std::min(p_.classes, first + kChunk);
       for (std::int64_t k = 0; k < packs(); ++k) {
-        for (int lane = 0; lane < kLanes; ++lane) store(partial[lane] + kLanes * k, RealTraits<F>::splat(0));
+        for (int lane = 0; lane < kLanes; ++lane)
+          store(partial[lane] + kLanes * k, RealTraits<F>::splat(0));
       }
       for (std::int64_t c = first; c < last; ++c) {
         A* sums = partial[c % kLanes];
@@ -233,7 +240,8 @@ class ColumnWorker {
     }
     T buffer[kLanes];
     store(buffer, v);
-    for (std::int64_t j = 0; j < count; ++j) out.base[out.offset[first + j] + c * out.class_stride] = buffer[j];
+    for (std::int64_t j = 0; j < count; ++j)
+      out.base[out.offset[first + j] + c * out.class_stride] = buffer[j];
   }
 
   void write_soft(const ColumnView<T>& y) {
@@ -250,7 +258,8 @@ class ColumnWorker {
     }
     const T one = rounded<T, A>(1);
     for (std::int64_t j = 0; j < width_; ++j) {
-      if (kind_[j] == RowKind::kOrdinary) y.base[y.offset[j] + best_[j].index * y.class_stride] = one;
+      if (kind_[j] == RowKind::kOrdinary)
+        y.base[y.offset[j] + best_[j].index * y.class_stride] = one;
     }
   }
 
@@ -261,14 +270,16 @@ class ColumnWorker {
     const std::int64_t* index = p_.index + first_row_;
     alignas(64) A shift[kColumns] = {}, dot[kColumns] = {};
     for (std::int64_t j = 0; j < width_; ++j) {
-      if (index[j] >= 0) shift[j] = widened<A>(grad.base[grad.offset[j] + index[j] * grad.class_stride]);
+      if (index[j] >= 0)
+        shift[j] = widened<A>(grad.base[grad.offset[j] + index[j] * grad.class_stride]);
     }
     T grad_buffer[kColumns];
     const auto read = [&](const auto& run, std::int64_t k) __attribute__((always_inline)) {
       return load_run(run.data + kLanes * k, width_ - kLanes * k, run.end);
     };
     sum_over_classes([&](std::int64_t c, std::int64_t k, F total) {
-      return fma(read(grad.read(c, width_, grad_buffer), k) - load(shift + kLanes * k), read(y_row(c), k), total);
+      return fma(read(grad.read(c, width_, grad_buffer), k) - load(shift + kLanes * k),
+                 read(y_row(c), k), total);
     });
     for (std::int64_t j = 0; j < width_; ++j) dot[j] = static_cast<A>(total_[j]);
     if (p_.grad_tau) {
@@ -287,12 +298,14 @@ class ColumnWorker {
       const auto y = y_row(c);
       for (std::int64_t k = 0; k < packs(); ++k) {
         const F h = read(g, k) - load(shift + kLanes * k);
-        write_row(out, c, k, read(y, k) * (h - load(dot + kLanes * k)) * load(inverse_ + kLanes * k));
+        write_row(out, c, k,
+                  read(y, k) * (h - load(dot + kLanes * k)) * load(inverse_ + kLanes * k));
       }
     }
     for (std::int64_t j = 0; j < width_; ++j) {
       if (index[j] >= 0) continue;
-      for (std::int64_t c = 0; c < p_.classes; ++c) out.base[out.offset[j] + c * out.class_stride] = T{};
+      for (std::int64_t c = 0; c < p_.classes; ++c)
+        out.base[out.offset[j] + c * out.class_stride] = T{};
     }
   }
 

@@ -13,8 +13,8 @@ int available_kernels(const KernelTable* (&tables)[kMaxCapabilities]) {
   int count = 0;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     tables[count++] = &kAvx512Kernels;
@@ -37,8 +37,8 @@ const KernelTable& choose() {
     if (std::strcmp(wanted, tables[i]->capability) == 0) return *tables[i];
     names += std::string(i ? ", " : "") + tables[i]->capability;
   }
-  throw std::invalid_argument("GUMBEL_EXT_CPU_CAPABILITY must be one of " + names + " on this machine, got '" +
-                              wanted + "'");
+  throw std::invalid_argument("GUMBEL_EXT_CPU_CAPABILITY must be one of " + names +
+                              " on this machine, got '" + wanted + "'");
 }
 
 }  // namespace

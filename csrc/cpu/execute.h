@@ -1,4 +1,5 @@
-// Carries out the plan of a call on somebody's threads: PyTorch's for the ops, std::thread in the tests of the kernels.
+// Carries out the plan of a call on somebody's threads: PyTorch's for the ops, std::thread in the
+// tests of the kernels.
 #pragma once
 
 #include <memory>
@@ -9,7 +10,8 @@
 namespace gumbel_ext {
 namespace cpu {
 
-// ParallelFor(count, grain, body) calls body(begin, end) for pieces of [0, count), none smaller than grain but the last.
+// ParallelFor(count, grain, body) calls body(begin, end) for pieces of [0, count), none smaller
+// than grain but the last.
 template <class ParallelFor>
 class SplitRowRunner {
  public:
@@ -21,7 +23,8 @@ class SplitRowRunner {
         chunks_(static_cast<std::size_t>((problem.classes + kChunk - 1) / kChunk)) {
     if (op == Op::kBackwardRecompute || (op == Op::kForward && !problem.hard)) {
       // Room for a row of float or double, whichever is computed in; not initialised.
-      const std::size_t bytes = problem.type == ElementType::kFloat64 ? sizeof(double) : sizeof(float);
+      const std::size_t bytes =
+          problem.type == ElementType::kFloat64 ? sizeof(double) : sizeof(float);
       work_.reset(new char[static_cast<std::size_t>(problem.classes) * bytes]);
     }
   }
@@ -46,9 +49,10 @@ class SplitRowRunner {
   static constexpr std::int64_t kChunkGrain = 4;
 
   void step(Step which) {
-    parallel_for_(static_cast<std::int64_t>(chunks_.size()), kChunkGrain, [&](std::int64_t begin, std::int64_t end) {
-      table_.split_step(p_, which, split_, begin, end);
-    });
+    parallel_for_(static_cast<std::int64_t>(chunks_.size()), kChunkGrain,
+                  [&](std::int64_t begin, std::int64_t end) {
+                    table_.split_step(p_, which, split_, begin, end);
+                  });
   }
 
   double total_of(Step which) {
@@ -91,7 +95,8 @@ class SplitRowRunner {
 };
 
 template <class ParallelFor>
-void execute_plan(const KernelTable& table, Op op, const Problem& p, const Plan& plan, ParallelFor parallel_for) {
+void execute_plan(const KernelTable& table, Op op, const Problem& p, const Plan& plan,
+                  ParallelFor parallel_for) {
   if (plan.regime != Regime::kSplitRow) {
     parallel_for(plan.tasks, plan.grain,
                  [&](std::int64_t begin, std::int64_t end) { table.run(op, p, plan, begin, end); });
@@ -109,7 +114,8 @@ void execute_plan(const KernelTable& table, Op op, const Problem& p, const Plan&
 }
 
 template <class ParallelFor>
-void execute(const KernelTable& table, Op op, const Problem& p, int threads, ParallelFor parallel_for) {
+void execute(const KernelTable& table, Op op, const Problem& p, int threads,
+             ParallelFor parallel_for) {
   execute_plan(table, op, p, make_plan(op, p, threads), parallel_for);
 }
 

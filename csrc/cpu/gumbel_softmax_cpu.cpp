@@ -18,14 +18,15 @@ struct RngState {
 };
 
 // The noise contract on the CPU: one 64-bit seed a call, offset 0.
-RngState reserve_randomness(const std::optional<at::Generator>& generator, const OptionalTensor& rng_state) {
+RngState reserve_randomness(const std::optional<at::Generator>& generator,
+                            const OptionalTensor& rng_state) {
   if (rng_state) {
     const at::Tensor state = rng_state->cpu().contiguous();
     const int64_t* values = state.const_data_ptr<int64_t>();
     return {static_cast<uint64_t>(values[0]), static_cast<uint64_t>(values[1])};
   }
-  auto* source =
-      at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
+  auto* source = at::get_generator_or_default<at::CPUGeneratorImpl>(
+      generator, at::detail::getDefaultCPUGenerator());
   const std::lock_guard<std::mutex> lock(source->mutex_);
   return {source->random64(), 0};
 }
@@ -51,8 +52,8 @@ ElementType element_type(at::ScalarType type) {
   }
 }
 
-// Collects the operands of a Problem, then merges the dimensions that rows are numbered over. The tensors passed in must
-// outlive it.
+// Collects the operands of a Problem, then merges the dimensions that rows are numbered over. The
+// tensors passed in must outlive it.
 class ProblemBuilder {
  public:
   ProblemBuilder(const at::Tensor& logits, int64_t dim) : dim_(dim), shape_(logits.sizes()) {
@@ -108,19 +109,22 @@ class ProblemBuilder {
   const at::Tensor* tensors_[6];
 };
 
-// Whether the rows of a tensor are scattered so that the classes of neighbouring rows, not those of one row, share cache
-// lines: the transposed layouts. PyTorch's own copy turns such a tensor over better than row by row gathering does.
+// Whether the rows of a tensor are scattered so that the classes of neighbouring rows, not those of
+// one row, share cache lines: the transposed layouts. PyTorch's own copy turns such a tensor over
+// better than row by row gathering does.
 bool rows_are_scattered(const at::Tensor& t, int64_t dim) {
   int64_t inner = 1;
   for (int64_t d = dim + 1; d < t.dim(); ++d) inner *= t.size(d);
-  return inner == 1 && t.dim() > 1 && t.size(dim) > 1 && t.stride(dim) > 1 && t.is_non_overlapping_and_dense();
+  return inner == 1 && t.dim() > 1 && t.size(dim) > 1 && t.stride(dim) > 1 &&
+         t.is_non_overlapping_and_dense();
 }
 
 at::Tensor with_rows_together(const at::Tensor& t, int64_t dim) {
   return rows_are_scattered(t, dim) ? t.contiguous() : t;
 }
 
-// An output in the layout of `like`, and where kernels write it: the same tensor unless its rows are scattered.
+// An output in the layout of `like`, and where kernels write it: the same tensor unless its rows
+// are scattered.
 struct Output {
   at::Tensor tensor, rows;
 
@@ -134,7 +138,8 @@ struct Output {
 };
 
 // A temperature tensor as float64 values broadcast over the rows.
-at::Tensor row_temperatures(const char* op, const OptionalTensor& tau_tensor, const at::Tensor& logits, int64_t dim) {
+at::Tensor row_temperatures(const char* op, const OptionalTensor& tau_tensor,
+                            const at::Tensor& logits, int64_t dim) {
   if (!tau_tensor) return at::Tensor();
   const at::Tensor values = tau_tensor->to(at::kDouble);
   check_tau_values(op, values);
@@ -155,10 +160,13 @@ at::DimVector without_dim(const at::Tensor& logits, int64_t dim) {
 
 void run_problem(Op op, const Problem& p) {
   execute(kernels(), op, p, at::in_parallel_region() ? 1 : at::get_num_threads(),
-          [](int64_t count, int64_t grain, const auto& body) { at::parallel_for(0, count, grain, body); });
+          [](int64_t count, int64_t grain, const auto& body) {
+            at::parallel_for(0, count, grain, body);
+          });
 }
 
-// ---- the ops ---------------------------------------------------------------------------------------------------------
+// ---- the ops
+// ---------------------------------------------------------------------------------------------------------
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
     const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
@@ -173,7 +181,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
   const at::Tensor temperatures = row_temperatures(op, tau_tensor, logits, dim);
 
   Output y(logits, dim);
-  at::Tensor index = return_index ? at::empty(without_dim(logits, dim), at::kLong) : at::empty({0}, at::kLong);
+  at::Tensor index =
+      return_index ? at::empty(without_dim(logits, dim), at::kLong) : at::empty({0}, at::kLong);
   if (logits.numel() == 0) {
     index.fill_(-1);
     return {y.tensor, index, at::zeros({2}, at::kLong)};
@@ -197,8 +206,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
   return {y.tensor, index, to_tensor(state)};
 }
 
-at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim, const OptionalTensor& mask,
-                             std::optional<at::Generator> generator, const OptionalTensor& rng_state) {
+at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim,
+                             const OptionalTensor& mask, std::optional<at::Generator> generator,
+                             const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_argmax";
   check_logits(op, logits);
   dim = wrapped_dim(op, logits, dim);
@@ -223,7 +233,8 @@ at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim
   return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
 }
 
-at::Tensor gumbel_noise_cpu(const at::Tensor& like, at::IntArrayRef size, std::optional<at::Generator> generator,
+at::Tensor gumbel_noise_cpu(const at::Tensor& like, at::IntArrayRef size,
+                            std::optional<at::Generator> generator,
                             const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_noise";
   check_logits(op, like);
@@ -235,17 +246,19 @@ at::Tensor gumbel_noise_cpu(const at::Tensor& like, at::IntArrayRef size, std::o
   char* data = static_cast<char*>(out.mutable_data_ptr());
   const int64_t bytes = static_cast<int64_t>(out.element_size());
   at::parallel_for(0, out.numel(), 8192, [&](int64_t begin, int64_t end) {
-    kernels().noise(type, state.seed, state.offset, static_cast<uint64_t>(begin), end - begin, data + begin * bytes);
+    kernels().noise(type, state.seed, state.offset, static_cast<uint64_t>(begin), end - begin,
+                    data + begin * bytes);
   });
   return out;
 }
 
 // Both backward ops, but for where y comes from.
 std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const at::Tensor& grad,
-                                                const at::Tensor& logits_or_y, const at::Tensor& index, double tau,
+                                                const at::Tensor& logits_or_y,
+                                                const at::Tensor& index, double tau,
                                                 const OptionalTensor& tau_tensor, int64_t dim,
-                                                const OptionalTensor& mask, const OptionalTensor& rng_state,
-                                                bool tau_grad) {
+                                                const OptionalTensor& mask,
+                                                const OptionalTensor& rng_state, bool tau_grad) {
   check_logits(name, logits_or_y);
   dim = wrapped_dim(name, logits_or_y, dim);
   check_tau(name, tau, tau_tensor, logits_or_y, dim);
@@ -266,11 +279,12 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
   const int64_t* row_index = indices.const_data_ptr<int64_t>();
   const int64_t classes = logits_or_y.dim() == 0 ? 1 : logits_or_y.size(dim);
   for (int64_t r = 0; r < indices.numel(); ++r) {
-    TORCH_CHECK_INDEX(-1 <= row_index[r] && row_index[r] < classes, name, ": index must be between -1 and ",
-                      classes - 1, ", got ", row_index[r]);
+    TORCH_CHECK_INDEX(-1 <= row_index[r] && row_index[r] < classes, name,
+                      ": index must be between -1 and ", classes - 1, ", got ", row_index[r]);
   }
   const at::Tensor allowed = broadcast_mask(mask, logits_or_y);
-  const at::Tensor input_rows = with_rows_together(logits_or_y, dim), grad_rows = with_rows_together(grad, dim);
+  const at::Tensor input_rows = with_rows_together(logits_or_y, dim),
+                   grad_rows = with_rows_together(grad, dim);
 
   ProblemBuilder builder(logits_or_y, dim);
   Problem& p = builder.problem();
@@ -292,20 +306,21 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
   return {grad_logits.tensor, grad_tau};
 }
 
-std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cpu(const at::Tensor& grad, const at::Tensor& y,
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cpu(const at::Tensor& grad,
+                                                               const at::Tensor& y,
                                                                const at::Tensor& index, double tau,
-                                                               const OptionalTensor& tau_tensor, int64_t dim,
-                                                               bool tau_grad) {
-  return backward_cpu("gumbel_softmax_backward", Op::kBackward, grad, y, index, tau, tau_tensor, dim, std::nullopt,
-                      std::nullopt, tau_grad);
+                                                               const OptionalTensor& tau_tensor,
+                                                               int64_t dim, bool tau_grad) {
+  return backward_cpu("gumbel_softmax_backward", Op::kBackward, grad, y, index, tau, tau_tensor,
+                      dim, std::nullopt, std::nullopt, tau_grad);
 }
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_cpu(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
-    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask, const at::Tensor& rng_state,
-    bool tau_grad) {
-  return backward_cpu("gumbel_softmax_hard_backward", Op::kBackwardRecompute, grad, logits, index, tau, tau_tensor, dim,
-                      mask, rng_state, tau_grad);
+    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+    const at::Tensor& rng_state, bool tau_grad) {
+  return backward_cpu("gumbel_softmax_hard_backward", Op::kBackwardRecompute, grad, logits, index,
+                      tau, tau_tensor, dim, mask, rng_state, tau_grad);
 }
 
 }  // namespace

@@ -11,18 +11,21 @@ namespace cpu {
 struct KernelTable {
   const char* capability;
   // Tasks [begin, end) of the plan.
-  void (*run)(Op op, const Problem& problem, const Plan& plan, std::int64_t begin, std::int64_t end);
+  void (*run)(Op op, const Problem& problem, const Plan& plan, std::int64_t begin,
+              std::int64_t end);
   // One step of a split row (Regime::kSplitRow) on chunks [begin, end).
-  void (*split_step)(const Problem& problem, Step step, const SplitRow& split, std::int64_t begin, std::int64_t end);
-  // Settles a split row whose best class is known: returns whether it is an ordinary row, or else writes its output (and
-  // its index, which may become -1).
-  bool (*split_settle)(const Problem& problem, std::int64_t row, double largest, bool nan, std::int64_t* index);
+  void (*split_step)(const Problem& problem, Step step, const SplitRow& split, std::int64_t begin,
+                     std::int64_t end);
+  // Settles a split row whose best class is known: returns whether it is an ordinary row, or else
+  // writes its output (and its index, which may become -1).
+  bool (*split_settle)(const Problem& problem, std::int64_t row, double largest, bool nan,
+                       std::int64_t* index);
   // Noise of positions first, first + 1, ...
-  void (*noise)(ElementType type, std::uint64_t seed, std::uint64_t offset, std::uint64_t first, std::int64_t count,
-                void* out);
+  void (*noise)(ElementType type, std::uint64_t seed, std::uint64_t offset, std::uint64_t first,
+                std::int64_t count, void* out);
   // The noise that given words make, for tests of the far ends; float or double.
-  void (*noise_from_words)(ElementType type, const std::uint32_t* hi, const std::uint32_t* lo, std::int64_t count,
-                           void* out);
+  void (*noise_from_words)(ElementType type, const std::uint32_t* hi, const std::uint32_t* lo,
+                           std::int64_t count, void* out);
 };
 
 extern const KernelTable kBaselineKernels;
@@ -31,8 +34,8 @@ extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 #endif
 
-// The best table that this machine can run, or the lower one that GUMBEL_EXT_CPU_CAPABILITY asks for. Throws
-// std::invalid_argument if it asks for one that cannot be had.
+// The best table that this machine can run, or the lower one that GUMBEL_EXT_CPU_CAPABILITY asks
+// for. Throws std::invalid_argument if it asks for one that cannot be had.
 const KernelTable& kernels();
 
 // Capabilities that this machine can run, best first.

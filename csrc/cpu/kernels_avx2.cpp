@@ -1,5 +1,6 @@
-// Kernels for AVX2 + FMA + F16C. Nothing outside this file may be compiled with these instructions: the
-// standard headers come before the pragma, and everything after it lives in a namespace of its own.
+// Kernels for AVX2 + FMA + F16C. Nothing outside this file may be compiled with these instructions:
+// the standard headers come before the pragma, and everything after it lives in a namespace of its
+// own.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -28,7 +29,8 @@
 
 namespace gumbel_ext {
 namespace cpu {
-const KernelTable kAvx2Kernels = {"avx2", avx2::run, avx2::split_step, avx2::split_settle, avx2::noise, avx2::noise_from_words};
+const KernelTable kAvx2Kernels = {
+    "avx2", avx2::run, avx2::split_step, avx2::split_settle, avx2::noise, avx2::noise_from_words};
 }  // namespace cpu
 }  // namespace gumbel_ext
 

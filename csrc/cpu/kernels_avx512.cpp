@@ -1,5 +1,6 @@
-// Kernels for AVX-512 F + BW + DQ + VL. Nothing outside this file may be compiled with these instructions: the
-// standard headers come before the pragma, and everything after it lives in a namespace of its own.
+// Kernels for AVX-512 F + BW + DQ + VL. Nothing outside this file may be compiled with these
+// instructions: the standard headers come before the pragma, and everything after it lives in a
+// namespace of its own.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -17,7 +18,9 @@
 #define GUMBEL_EXT_ISA avx512
 #define GUMBEL_EXT_USE_AVX512
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 // GCC 12 warns about the undefined operands of its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -31,7 +34,9 @@
 
 namespace gumbel_ext {
 namespace cpu {
-const KernelTable kAvx512Kernels = {"avx512", avx512::run, avx512::split_step, avx512::split_settle, avx512::noise, avx512::noise_from_words};
+const KernelTable kAvx512Kernels = {"avx512",           avx512::run,
+                                    avx512::split_step, avx512::split_settle,
+                                    avx512::noise,      avx512::noise_from_words};
 }  // namespace cpu
 }  // namespace gumbel_ext
 

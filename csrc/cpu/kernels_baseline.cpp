@@ -10,6 +10,7 @@ const KernelTable kBaselineKernels = {
 #else
     "generic",
 #endif
-    baseline::run, baseline::split_step, baseline::split_settle, baseline::noise, baseline::noise_from_words};
+    baseline::run,   baseline::split_step,      baseline::split_settle,
+    baseline::noise, baseline::noise_from_words};
 }  // namespace cpu
 }  // namespace gumbel_ext

@@ -8,8 +8,8 @@
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-// Pointers into memory of which 16 elements can be read from p come as (p, end): vectors may run past the elements asked
-// for, but never past end.
+// Pointers into memory of which 16 elements can be read from p come as (p, end): vectors may run
+// past the elements asked for, but never past end.
 template <class F, class T>
 GUMBEL_EXT_INLINE F load_run_as(const T* p, std::int64_t count, const T* end) {
   constexpr int lanes = RealTraits<F>::lanes;
@@ -35,7 +35,8 @@ GUMBEL_EXT_INLINE void store_run(T* p, const F& v, std::int64_t count, const T* 
   for (std::int64_t i = 0; i < std::min<std::int64_t>(count, lanes); ++i) p[i] = padded[i];
 }
 template <class F>
-inline typename RealTraits<F>::Mask allowed_run(const std::uint8_t* p, std::int64_t count, const std::uint8_t* end) {
+inline typename RealTraits<F>::Mask allowed_run(const std::uint8_t* p, std::int64_t count,
+                                                const std::uint8_t* end) {
   if (__builtin_expect(end - p >= kLanes, 1)) return allowed_lanes(p, F());
   std::uint8_t padded[kLanes] = {};
   for (std::int64_t i = 0; i < std::min<std::int64_t>(count, kLanes); ++i) padded[i] = p[i];
@@ -58,7 +59,8 @@ class NoiseSource {
       if (static_cast<std::uint32_t>(first >> 32) != block_high_) {
         set_block_high(static_cast<std::uint32_t>(first >> 32));
       }
-      const std::int64_t until_carry = static_cast<std::int64_t>((std::uint64_t{1} << 32) - (first & 0xFFFFFFFFu));
+      const std::int64_t until_carry =
+          static_cast<std::int64_t>((std::uint64_t{1} << 32) - (first & 0xFFFFFFFFu));
       const std::int64_t here = std::min(blocks, until_carry);
       fill_same_high(streams_[k], static_cast<std::uint32_t>(first), here, out);
       first += static_cast<std::uint64_t>(here);
@@ -71,7 +73,8 @@ class NoiseSource {
   void set_block_high(std::uint32_t high) {
     block_high_ = high;
     for (int k = 0; k < 2; ++k) {
-      const PhiloxStream<std::uint32_t> s = philox_stream(seed_, offset_ + static_cast<std::uint64_t>(k), high);
+      const PhiloxStream<std::uint32_t> s =
+          philox_stream(seed_, offset_ + static_cast<std::uint64_t>(k), high);
       PhiloxStream<RegWord>& v = streams_[k];
       v.round1_c0 = RegWord::splat(s.round1_c0);
       v.round2_c0 = RegWord::splat(s.round2_c0);
@@ -85,13 +88,13 @@ class NoiseSource {
     }
   }
 
-  static void fill_same_high(const PhiloxStream<RegWord>& stream, std::uint32_t first, std::int64_t blocks,
-                             std::uint32_t* out) {
+  static void fill_same_high(const PhiloxStream<RegWord>& stream, std::uint32_t first,
+                             std::int64_t blocks, std::uint32_t* out) {
     constexpr std::int64_t kFew = RegWord::lanes, kMany = sizeof(Words::r) / sizeof(RegWord) * kFew;
     const std::int64_t rest = blocks % kMany, main = blocks - rest;
     fill_packs<Words>(stream, first, main, out);
-    fill_packs<FewWords>(stream, first + static_cast<std::uint32_t>(main), (rest + kFew - 1) / kFew * kFew,
-                         out + 4 * main);
+    fill_packs<FewWords>(stream, first + static_cast<std::uint32_t>(main),
+                         (rest + kFew - 1) / kFew * kFew, out + 4 * main);
   }
 
   template <class W>
@@ -100,13 +103,15 @@ class NoiseSource {
     constexpr int kRegs = sizeof(W::r) / sizeof(RegWord);
     W block;
     for (int i = 0; i < kRegs; ++i) {
-      block.r[i] = RegWord::splat(first + static_cast<std::uint32_t>(i * RegWord::lanes)) + RegWord::lane_blocks();
+      block.r[i] = RegWord::splat(first + static_cast<std::uint32_t>(i * RegWord::lanes)) +
+                   RegWord::lane_blocks();
     }
     const RegWord step = RegWord::splat(kRegs * RegWord::lanes);
     for (std::int64_t b = 0; b < blocks; b += kRegs * RegWord::lanes) {
       const PhiloxBlock<W> w = stream.block(block);
       for (int i = 0; i < kRegs; ++i) {
-        interleave_words(out + 4 * b + 4 * i * RegWord::lanes, w.c0.r[i], w.c1.r[i], w.c2.r[i], w.c3.r[i]);
+        interleave_words(out + 4 * b + 4 * i * RegWord::lanes, w.c0.r[i], w.c1.r[i], w.c2.r[i],
+                         w.c3.r[i]);
         block.r[i] = block.r[i] + step;
       }
     }
@@ -117,8 +122,8 @@ class NoiseSource {
   PhiloxStream<RegWord> streams_[2];
 };
 
-// Noise for runs of positions, in the precision of Scalar. The words are made in a first loop and read back in a second:
-// the two together would need more registers than there are.
+// Noise for runs of positions, in the precision of Scalar. The words are made in a first loop and
+// read back in a second: the two together would need more registers than there are.
 template <class Scalar>
 class GumbelSpan;
 
@@ -192,7 +197,8 @@ class GumbelSpan<double> {
   GUMBEL_EXT_INLINE void log_exponential(std::int64_t at, F64 (&log_e)[packs]) const {
     for (int i = 0; i < packs; ++i) {
       const std::int64_t word = skip_ + at + kLanes * i;
-      log_e[i] = log_positive(exponential_from_real_words(load_real_words(high_ + word), load_real_words(low_ + word)));
+      log_e[i] = log_positive(
+          exponential_from_real_words(load_real_words(high_ + word), load_real_words(low_ + word)));
     }
   }
 
@@ -204,22 +210,24 @@ class GumbelSpan<double> {
 
 template <class A>
 GUMBEL_EXT_INLINE Vector<A> forbid(const std::uint8_t* allowed, std::int64_t count,
-                                                       const std::uint8_t* end, const Vector<A>& z) {
+                                   const std::uint8_t* end, const Vector<A>& z) {
   return select(allowed_run<Vector<A>>(allowed, count, end), z,
                 RealTraits<Vector<A>>::splat(-std::numeric_limits<A>::infinity()));
 }
 
 // z[j] = x[j] + noise of position n + j, or -inf where allowed[j] == 0, for 0 <= j < count.
 template <class T, class A>
-void add_gumbel_noise(NoiseSource& source, std::uint64_t n, std::int64_t count, const T* x, const T* x_end,
-                      const std::uint8_t* allowed, const std::uint8_t* allowed_end, A* z, const A* z_end) {
+void add_gumbel_noise(NoiseSource& source, std::uint64_t n, std::int64_t count, const T* x,
+                      const T* x_end, const std::uint8_t* allowed, const std::uint8_t* allowed_end,
+                      A* z, const A* z_end) {
   using F = Vector<A>;
   constexpr int packs = sizeof(A) == sizeof(float) ? kPacksInFlight : 1;
   constexpr std::int64_t group = packs * kLanes;
   GumbelSpan<A> span;
   while (count > 0) {
     // Spans end on a multiple of four positions, so that only the first one is unaligned.
-    const std::int64_t take = std::min<std::int64_t>(count, GumbelSpan<A>::kCapacity - static_cast<int>(n & 3));
+    const std::int64_t take =
+        std::min<std::int64_t>(count, GumbelSpan<A>::kCapacity - static_cast<int>(n & 3));
     span.prepare(source, n, take);
     std::int64_t j = 0;
     for (; j + group <= take && x_end - (x + j) >= group; j += group) {

@@ -1,4 +1,5 @@
-// Runs of rows of strided operands: used in place where memory allows, else gathered into a buffer and scattered back.
+// Runs of rows of strided operands: used in place where memory allows, else gathered into a buffer
+// and scattered back.
 #pragma once
 
 #include <cstdlib>
@@ -23,8 +24,8 @@ struct Run {
 };
 
 template <class T>
-inline Run<const T> read_rows(const Problem& p, const Operand& operand, std::int64_t row, std::int64_t rows, T* buffer,
-                              std::int64_t capacity) {
+inline Run<const T> read_rows(const Problem& p, const Operand& operand, std::int64_t row,
+                              std::int64_t rows, T* buffer, std::int64_t capacity) {
   const T* base = operand.as<const T>();
   const std::int64_t classes = p.classes;
   if (operand.contiguous && p.inner == 1) {
@@ -36,15 +37,17 @@ inline Run<const T> read_rows(const Problem& p, const Operand& operand, std::int
   }
   for (std::int64_t r = 0; r < rows; ++r) {
     const T* start = base + row_offset(p, operand, row + r);
-    for (std::int64_t c = 0; c < classes; ++c) buffer[r * classes + c] = start[c * operand.class_stride];
+    for (std::int64_t c = 0; c < classes; ++c)
+      buffer[r * classes + c] = start[c * operand.class_stride];
   }
   return {buffer, buffer + capacity};
 }
 
-// Where to write rows: in place if that is one run of memory, else the buffer, which write_back() then scatters.
+// Where to write rows: in place if that is one run of memory, else the buffer, which write_back()
+// then scatters.
 template <class T>
-inline Run<T> rows_to_write(const Problem& p, const Operand& operand, std::int64_t row, std::int64_t rows, T* buffer,
-                            std::int64_t capacity) {
+inline Run<T> rows_to_write(const Problem& p, const Operand& operand, std::int64_t row,
+                            std::int64_t rows, T* buffer, std::int64_t capacity) {
   if (operand.contiguous && p.inner == 1) {
     T* start = operand.as<T>() + row * p.classes;
     return {start, start + rows * p.classes};
@@ -57,12 +60,13 @@ inline Run<T> rows_to_write(const Problem& p, const Operand& operand, std::int64
 }
 
 template <class T>
-inline void write_back(const Problem& p, const Operand& operand, std::int64_t row, std::int64_t rows, const T* data,
-                       const T* buffer) {
+inline void write_back(const Problem& p, const Operand& operand, std::int64_t row,
+                       std::int64_t rows, const T* data, const T* buffer) {
   if (data != buffer) return;
   for (std::int64_t r = 0; r < rows; ++r) {
     T* start = operand.as<T>() + row_offset(p, operand, row + r);
-    for (std::int64_t c = 0; c < p.classes; ++c) start[c * operand.class_stride] = data[r * p.classes + c];
+    for (std::int64_t c = 0; c < p.classes; ++c)
+      start[c * operand.class_stride] = data[r * p.classes + c];
   }
 }
 

@@ -31,18 +31,24 @@ std::int64_t row_offset(const Problem& p, const Operand& operand, std::int64_t r
 }
 
 Plan make_plan(Op op, const Problem& p, int threads) {
-  const auto plan = [&](Regime regime, std::int64_t tasks, std::int64_t elements_per_task, std::int64_t tile) {
-    return Plan{regime, tasks, std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, elements_per_task)),
-                tile};
+  const auto plan = [&](Regime regime, std::int64_t tasks, std::int64_t elements_per_task,
+                        std::int64_t tile) {
+    return Plan{
+        regime, tasks,
+        std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, elements_per_task)),
+        tile};
   };
 
-  // Only the noise ties neighbouring rows together: a backward from y whose rows are runs of memory takes them one by one.
+  // Only the noise ties neighbouring rows together: a backward from y whose rows are runs of memory
+  // takes them one by one.
   const bool rows_apart =
-      p.inner == 1 || (op == Op::kBackward && (p.inner < kMinColumns ||
-                                               (classes_adjacent(p.output) && classes_adjacent(p.grad) &&
-                                                classes_adjacent(p.grad_logits))));
+      p.inner == 1 ||
+      (op == Op::kBackward &&
+       (p.inner < kMinColumns || (classes_adjacent(p.output) && classes_adjacent(p.grad) &&
+                                  classes_adjacent(p.grad_logits))));
   if (rows_apart) {
-    const bool uneven = p.rows() < 4 * threads && p.rows() % threads != 0 && p.classes >= kMinSplitClasses * threads / 2;
+    const bool uneven = p.rows() < 4 * threads && p.rows() % threads != 0 &&
+                        p.classes >= kMinSplitClasses * threads / 2;
     if (threads > 1 && p.classes >= kMinSplitClasses && (p.rows() < threads || uneven)) {
       return plan(Regime::kSplitRow, p.rows(), p.classes, 1);
     }

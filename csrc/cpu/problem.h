@@ -26,8 +26,9 @@ struct Operand {
   }
 };
 
-// Logits of logical shape [outer, classes, inner]; rows are numbered over (outer, inner), row-major. The noise position of
-// class c of row (o, i) is (o * classes + c) * inner + i, whatever the strides.
+// Logits of logical shape [outer, classes, inner]; rows are numbered over (outer, inner),
+// row-major. The noise position of class c of row (o, i) is (o * classes + c) * inner + i, whatever
+// the strides.
 struct Problem {
   ElementType type;
   std::int64_t outer, classes, inner;
@@ -36,26 +37,27 @@ struct Problem {
   std::int64_t size[kMaxDims];
 
   std::uint64_t seed, offset;
-  double tau_value;       // used where tau has no data
+  double tau_value;  // used where tau has no data
   bool hard;
 
   Operand logits;
-  Operand mask;           // bytes, optional
-  Operand tau;            // double, optional
-  Operand output;         // y: written by a forward, read by a backward from y
-  Operand grad;           // of y
+  Operand mask;    // bytes, optional
+  Operand tau;     // double, optional
+  Operand output;  // y: written by a forward, read by a backward from y
+  Operand grad;    // of y
   Operand grad_logits;
-  std::int64_t* index;    // [rows]: written by a forward if not null, read by a backward
-  void* grad_tau;         // [rows] of the type computed in, optional
+  std::int64_t* index;  // [rows]: written by a forward if not null, read by a backward
+  void* grad_tau;       // [rows] of the type computed in, optional
 
   std::int64_t rows() const { return outer * inner; }
 };
 
 // How the work of one call is cut. Every way gives the same bits; see plan.cpp for the rules.
 enum class Regime {
-  kRows,     // tiles of whole rows, vectorised along the classes
-  kSplitRow, // few long rows: one row at a time, its chunks shared among threads
-  kSlabs,    // a few interleaved rows (1 < inner < 16): noise drawn for all of them in one run, then rows
+  kRows,      // tiles of whole rows, vectorised along the classes
+  kSplitRow,  // few long rows: one row at a time, its chunks shared among threads
+  kSlabs,  // a few interleaved rows (1 < inner < 16): noise drawn for all of them in one run, then
+           // rows
   kColumns,  // vectorised across up to 64 neighbouring rows, classes in sequence
 };
 
@@ -66,8 +68,8 @@ struct Plan {
   std::int64_t tile;   // rows or columns in a piece
 };
 
-// Sums over a row are taken in chunks of this many classes: 16 lanes within a chunk, chunk sums added in double. The order
-// is fixed, and part of what is promised for sharded rows.
+// Sums over a row are taken in chunks of this many classes: 16 lanes within a chunk, chunk sums
+// added in double. The order is fixed, and part of what is promised for sharded rows.
 constexpr std::int64_t kChunk = 1024;
 // Elements of a tile of rows: noise, logits and output of a tile stay in the first-level cache.
 constexpr std::int64_t kTile = 2048;
@@ -83,8 +85,8 @@ std::int64_t row_offset(const Problem& problem, const Operand& operand, std::int
 
 // Partial results of the chunks of one row, for Regime::kSplitRow.
 struct ChunkState {
-  double largest;       // of logits + noise
-  std::int64_t index;   // of its first occurrence, where that could be the row's
+  double largest;      // of logits + noise
+  std::int64_t index;  // of its first occurrence, where that could be the row's
   bool nan;
   double sum;
 };
@@ -94,7 +96,7 @@ enum class Step { kNoise, kExponentiate, kNormalize, kDot, kLogDot, kGradient };
 
 struct SplitRow {
   std::int64_t row;
-  void* work;           // classes elements of the type computed in: logits + noise, then y
+  void* work;  // classes elements of the type computed in: logits + noise, then y
   ChunkState* chunks;
   double largest, sum, dot, log_dot;
 };

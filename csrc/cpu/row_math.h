@@ -1,5 +1,6 @@
-// What is done to one row, or one chunk of it, once its noisy logits z are there. Everything here is vectorised along the
-// classes; columns.h has the same arithmetic across rows, in the same order.
+// What is done to one row, or one chunk of it, once its noisy logits z are there. Everything here
+// is vectorised along the classes; columns.h has the same arithmetic across rows, in the same
+// order.
 #pragma once
 
 #include "noise_span.h"
@@ -49,7 +50,8 @@ inline float widened<float, BFloat16>(BFloat16 value) {
   return out;
 }
 
-// The largest of the noisy logits seen so far, and where. A NaN ends the search: its row is NaN and its index is the first.
+// The largest of the noisy logits seen so far, and where. A NaN ends the search: its row is NaN and
+// its index is the first.
 template <class A>
 struct Best {
   A value = -std::numeric_limits<A>::infinity();
@@ -78,7 +80,8 @@ inline std::int64_t first_equal(const A* z, std::int64_t count, const A* z_end, 
 
 // Continues the search over z[0..count), classes base, base + 1, ...
 template <class A>
-inline void update_best(Best<A>& best, const A* z, std::int64_t count, const A* z_end, std::int64_t base) {
+inline void update_best(Best<A>& best, const A* z, std::int64_t count, const A* z_end,
+                        std::int64_t base) {
   using F = Vector<A>;
   if (best.nan) return;
   const F lowest = RealTraits<F>::splat(-std::numeric_limits<A>::infinity());
@@ -108,8 +111,8 @@ inline void update_best(Best<A>& best, const A* z, std::int64_t count, const A* 
   }
 }
 
-// log2(e) / tau, and 1 / tau, kept inside the normal range: an infinite or zero factor would turn 0 * inf and -inf * 0 into
-// NaN where the limit (one-hot, uniform) is well defined.
+// log2(e) / tau, and 1 / tau, kept inside the normal range: an infinite or zero factor would turn 0
+// * inf and -inf * 0 into NaN where the limit (one-hot, uniform) is well defined.
 template <class A>
 inline A clamped(double value) {
   return static_cast<A>(std::min<double>(std::max<double>(value, std::numeric_limits<A>::min()),
@@ -118,7 +121,8 @@ inline A clamped(double value) {
 
 // e[j] = 2^((z[j] - largest) * scale); returns their sum. At most kChunk classes.
 template <class A>
-inline A exponentiate_chunk(const A* z, std::int64_t count, const A* z_end, A largest, A scale, A* e, const A* e_end) {
+inline A exponentiate_chunk(const A* z, std::int64_t count, const A* z_end, A largest, A scale,
+                            A* e, const A* e_end) {
   using F = Vector<A>;
   const F m = RealTraits<F>::splat(largest), s = RealTraits<F>::splat(scale);
   F total = RealTraits<F>::splat(0);
@@ -130,7 +134,8 @@ inline A exponentiate_chunk(const A* z, std::int64_t count, const A* z_end, A la
   }
   if (j < count) {
     const F v = select(first_lanes<F>(static_cast<int>(count - j)),
-                       exp2_nonpositive((load_run(z + j, count - j, z_end) - m) * s), RealTraits<F>::splat(0));
+                       exp2_nonpositive((load_run(z + j, count - j, z_end) - m) * s),
+                       RealTraits<F>::splat(0));
     total = total + v;
     store_run(e + j, v, count - j, e_end);
   }
@@ -138,7 +143,8 @@ inline A exponentiate_chunk(const A* z, std::int64_t count, const A* z_end, A la
 }
 
 template <class A, class Out>
-inline void normalize_chunk(const A* e, std::int64_t count, const A* e_end, A factor, Out* y, const Out* y_end) {
+inline void normalize_chunk(const A* e, std::int64_t count, const A* e_end, A factor, Out* y,
+                            const Out* y_end) {
   using F = Vector<A>;
   const F f = RealTraits<F>::splat(factor);
   std::int64_t j = 0;
@@ -146,10 +152,11 @@ inline void normalize_chunk(const A* e, std::int64_t count, const A* e_end, A fa
   if (j < count) store_run(y + j, load_run(e + j, count - j, e_end) * f, count - j, y_end);
 }
 
-// dl = y (h - sum h y) / tau with h = dy - dy[index]: shifting dy changes nothing in exact arithmetic, but at low tau the
-// entry at the argmax is the one that would cancel.
+// dl = y (h - sum h y) / tau with h = dy - dy[index]: shifting dy changes nothing in exact
+// arithmetic, but at low tau the entry at the argmax is the one that would cancel.
 template <class A, class Y, class G>
-inline A dot_chunk(const Y* y, const Y* y_end, const G* grad, const G* grad_end, std::int64_t count, A grad_at_index) {
+inline A dot_chunk(const Y* y, const Y* y_end, const G* grad, const G* grad_end, std::int64_t count,
+                   A grad_at_index) {
   using F = Vector<A>;
   const F shift = RealTraits<F>::splat(grad_at_index);
   F total = RealTraits<F>::splat(0);
@@ -164,8 +171,9 @@ inline A dot_chunk(const Y* y, const Y* y_end, const G* grad, const G* grad_end,
 }
 
 template <class A, class Y, class G>
-inline void gradient_chunk(const Y* y, const Y* y_end, const G* grad, const G* grad_end, std::int64_t count,
-                           A grad_at_index, A dot, A inverse_tau, G* out, const G* out_end) {
+inline void gradient_chunk(const Y* y, const Y* y_end, const G* grad, const G* grad_end,
+                           std::int64_t count, A grad_at_index, A dot, A inverse_tau, G* out,
+                           const G* out_end) {
   using F = Vector<A>;
   const F shift = RealTraits<F>::splat(grad_at_index), d = RealTraits<F>::splat(dot),
           scale = RealTraits<F>::splat(inverse_tau);
@@ -174,7 +182,8 @@ inline void gradient_chunk(const Y* y, const Y* y_end, const G* grad, const G* g
     store(out + j, load(y + j) * ((load(grad + j) - shift) - d) * scale);
   }
   if (j < count) {
-    const F v = load_run(y + j, count - j, y_end) * ((load_run(grad + j, count - j, grad_end) - shift) - d) * scale;
+    const F v = load_run(y + j, count - j, y_end) *
+                ((load_run(grad + j, count - j, grad_end) - shift) - d) * scale;
     store_run(out + j, v, count - j, out_end);
   }
 }
@@ -191,15 +200,17 @@ GUMBEL_EXT_INLINE F log_dot_term(F y, F h, F dot) {
 }
 
 template <class A, class Y, class G>
-inline A log_dot_chunk(const Y* y, const Y* y_end, const G* grad, const G* grad_end, std::int64_t count,
-                       A grad_at_index, A dot) {
+inline A log_dot_chunk(const Y* y, const Y* y_end, const G* grad, const G* grad_end,
+                       std::int64_t count, A grad_at_index, A dot) {
   using F = Vector<A>;
   const F shift = RealTraits<F>::splat(grad_at_index), d = RealTraits<F>::splat(dot);
   F total = RealTraits<F>::splat(0);
   for (std::int64_t j = 0; j < count; j += kLanes) {
-    const F term = log_dot_term(load_run(y + j, count - j, y_end), load_run(grad + j, count - j, grad_end) - shift, d);
-    total = total + select(first_lanes<F>(static_cast<int>(std::min<std::int64_t>(count - j, kLanes))), term,
-                           RealTraits<F>::splat(0));
+    const F term = log_dot_term(load_run(y + j, count - j, y_end),
+                                load_run(grad + j, count - j, grad_end) - shift, d);
+    total =
+        total + select(first_lanes<F>(static_cast<int>(std::min<std::int64_t>(count - j, kLanes))),
+                       term, RealTraits<F>::splat(0));
   }
   return sum(total);
 }
@@ -207,9 +218,9 @@ inline A log_dot_chunk(const Y* y, const Y* y_end, const G* grad, const G* grad_
 // What to do with a row once its best class is known.
 enum class RowKind { kOrdinary, kNaN, kForbidden };
 
-// Settles rows without an ordinary winner: a NaN among the logits, or nothing above -inf. `allowed_at(c)` says whether the
-// mask allows class c; a row that it forbids entirely is defined (zeros, index -1), one whose allowed logits are all -inf is
-// NaN, as softmax gives.
+// Settles rows without an ordinary winner: a NaN among the logits, or nothing above -inf.
+// `allowed_at(c)` says whether the mask allows class c; a row that it forbids entirely is defined
+// (zeros, index -1), one whose allowed logits are all -inf is NaN, as softmax gives.
 template <class A, class AllowedAt>
 inline RowKind classify_row(Best<A>& best, std::int64_t classes, AllowedAt allowed_at) {
   if (best.nan) return RowKind::kNaN;

@@ -18,7 +18,8 @@ class RowWorker {
 
   explicit RowWorker(const Problem& problem) : p_(problem), noise_(problem.seed, problem.offset) {}
 
-  // ---- kRows -------------------------------------------------------------------------------------------------------
+  // ---- kRows
+  // -------------------------------------------------------------------------------------------------------
 
   void forward(std::int64_t row, std::int64_t rows) {
     if (!p_.output || p_.hard) {
@@ -32,7 +33,8 @@ class RowWorker {
   }
 
   void backward(std::int64_t row, std::int64_t rows) {
-    const Run<const T> y = read_rows(p_, p_.output, row, rows, large_or(y_buffer_, y_scratch_, rows), capacity(rows));
+    const Run<const T> y =
+        read_rows(p_, p_.output, row, rows, large_or(y_buffer_, y_scratch_, rows), capacity(rows));
     gradient_rows(row, rows, y);
   }
 
@@ -46,14 +48,17 @@ class RowWorker {
     gradient_rows(row, rows, Run<const A>{y.data, y.end});
   }
 
-  // ---- kSlabs ------------------------------------------------------------------------------------------------------
+  // ---- kSlabs
+  // ------------------------------------------------------------------------------------------------------
 
   void forward_slab(std::int64_t outer) { slab(outer, false); }
   void backward_recompute_slab(std::int64_t outer) { slab(outer, true); }
 
-  // ---- kSplitRow ---------------------------------------------------------------------------------------------------
+  // ---- kSplitRow
+  // ---------------------------------------------------------------------------------------------------
 
-  void split_step(Step step, const SplitRow& split, std::int64_t chunk_begin, std::int64_t chunk_end) {
+  void split_step(Step step, const SplitRow& split, std::int64_t chunk_begin,
+                  std::int64_t chunk_end) {
     A* work = static_cast<A*>(split.work);
     const std::int64_t begin = chunk_begin * kChunk, end = std::min(chunk_end * kChunk, p_.classes);
     switch (step) {
@@ -76,9 +81,9 @@ class RowWorker {
       case Step::kExponentiate:
         for (std::int64_t c = begin; c < end; c += kChunk) {
           const std::int64_t count = std::min(kChunk, end - c);
-          split.chunks[c / kChunk].sum =
-              exponentiate_chunk(work + c, count, work + c + count, static_cast<A>(split.largest),
-                                 inverse_tau<A>(p_, split.row).exponent_scale, work + c, work + c + count);
+          split.chunks[c / kChunk].sum = exponentiate_chunk(
+              work + c, count, work + c + count, static_cast<A>(split.largest),
+              inverse_tau<A>(p_, split.row).exponent_scale, work + c, work + c + count);
         }
         break;
       case Step::kNormalize: {
@@ -107,7 +112,8 @@ class RowWorker {
           if (work) {
             split_gradient(step, split, c, count, Run<const A>{work + c, work + c + count});
           } else {
-            split_gradient(step, split, c, count, read_chunk(p_.output, split.row, c, count, y_buffer_));
+            split_gradient(step, split, c, count,
+                           read_chunk(p_.output, split.row, c, count, y_buffer_));
           }
         }
         break;
@@ -122,7 +128,9 @@ class RowWorker {
   }
 
   bool allowed_at(std::int64_t row, std::int64_t c) const {
-    return !p_.mask || p_.mask.as<const std::uint8_t>()[row_offset(p_, p_.mask, row) + c * p_.mask.class_stride];
+    return !p_.mask ||
+           p_.mask
+               .as<const std::uint8_t>()[row_offset(p_, p_.mask, row) + c * p_.mask.class_stride];
   }
 
   RowKind classify(std::int64_t row, Best<A>& best) const {
@@ -130,14 +138,16 @@ class RowWorker {
   }
 
  private:
-  // ---- noise -------------------------------------------------------------------------------------------------------
+  // ---- noise
+  // -------------------------------------------------------------------------------------------------------
 
   // Noisy logits of whole rows, one after the other; inner == 1.
   void noisy_rows(std::int64_t row, std::int64_t rows, A* z, const A* z_end) {
     const Run<const T> x = read_rows(p_, p_.logits, row, rows, x_buffer_, kTile + kLanes);
     Run<const std::uint8_t> allowed{nullptr, nullptr};
     if (p_.mask) allowed = read_rows(p_, p_.mask, row, rows, mask_buffer_, kTile + kLanes);
-    add_gumbel_noise(noise_, position(row, 0), rows * p_.classes, x.data, x.end, allowed.data, allowed.end, z, z_end);
+    add_gumbel_noise(noise_, position(row, 0), rows * p_.classes, x.data, x.end, allowed.data,
+                     allowed.end, z, z_end);
   }
 
   // Noisy logits of one chunk of a long row; inner == 1.
@@ -145,32 +155,39 @@ class RowWorker {
     const Run<const T> x = read_chunk(p_.logits, row, c, count, x_buffer_);
     Run<const std::uint8_t> allowed{nullptr, nullptr};
     if (p_.mask) allowed = read_chunk(p_.mask, row, c, count, mask_buffer_);
-    add_gumbel_noise(noise_, position(row, c), count, x.data, x.end, allowed.data, allowed.end, z, z_end);
+    add_gumbel_noise(noise_, position(row, c), count, x.data, x.end, allowed.data, allowed.end, z,
+                     z_end);
   }
 
   std::uint64_t position(std::int64_t row, std::int64_t c) const {
-    return static_cast<std::uint64_t>(row) * static_cast<std::uint64_t>(p_.classes) + static_cast<std::uint64_t>(c);
+    return static_cast<std::uint64_t>(row) * static_cast<std::uint64_t>(p_.classes) +
+           static_cast<std::uint64_t>(c);
   }
 
   template <class E>
-  Run<const E> read_chunk(const Operand& operand, std::int64_t row, std::int64_t c, std::int64_t count, E* buffer) {
-    const E* start = operand.as<const E>() + row_offset(p_, operand, row) + c * operand.class_stride;
+  Run<const E> read_chunk(const Operand& operand, std::int64_t row, std::int64_t c,
+                          std::int64_t count, E* buffer) {
+    const E* start =
+        operand.as<const E>() + row_offset(p_, operand, row) + c * operand.class_stride;
     if (operand.class_stride == 1) return {start, start + count};
     for (std::int64_t j = 0; j < count; ++j) buffer[j] = start[j * operand.class_stride];
     return {buffer, buffer + kTile};
   }
-  Run<T> chunk_to_write(const Operand& operand, std::int64_t row, std::int64_t c, std::int64_t count) {
+  Run<T> chunk_to_write(const Operand& operand, std::int64_t row, std::int64_t c,
+                        std::int64_t count) {
     if (operand.class_stride != 1) return {out_tile_, out_tile_ + kTile};
     T* start = operand.as<T>() + row_offset(p_, operand, row) + c;
     return {start, start + count};
   }
-  void write_chunk_back(const Operand& operand, std::int64_t row, std::int64_t c, std::int64_t count, const T* data) {
+  void write_chunk_back(const Operand& operand, std::int64_t row, std::int64_t c,
+                        std::int64_t count, const T* data) {
     if (data != out_tile_) return;
     T* start = operand.as<T>() + row_offset(p_, operand, row) + c * operand.class_stride;
     for (std::int64_t j = 0; j < count; ++j) start[j * operand.class_stride] = data[j];
   }
 
-  // ---- soft --------------------------------------------------------------------------------------------------------
+  // ---- soft
+  // --------------------------------------------------------------------------------------------------------
 
   template <class Out>
   void soft_rows(std::int64_t row, std::int64_t rows, Run<Out> y, std::int64_t* index) {
@@ -197,12 +214,13 @@ class RowWorker {
       update_best(best, z, classes, z_end, 0);
       const RowKind kind = classify(row + r, best);
       if (index) index[row + r] = best.index;
-      soft_row(z, z_end, best, kind, tau.exponent_scale, e_buffer_, e_buffer_ + kTile + kLanes, y.data + r * classes,
-               y.end);
+      soft_row(z, z_end, best, kind, tau.exponent_scale, e_buffer_, e_buffer_ + kTile + kLanes,
+               y.data + r * classes, y.end);
     }
   }
 
-  // The best class of a row that fits one vector, padded with -inf; -1 if the row is not an ordinary one.
+  // The best class of a row that fits one vector, padded with -inf; -1 if the row is not an
+  // ordinary one.
   template <class V>
   static GUMBEL_EXT_INLINE int short_best(const V& v, A& top) {
     using R = RealTraits<V>;
@@ -253,7 +271,8 @@ class RowWorker {
     }
     const RowKind kind = classify(row, best);
     if (index) index[row] = best.index;
-    soft_row(z, z_end, best, kind, inverse_tau<A>(p_, row).exponent_scale, z, z_end, y.data, y.data + p_.classes);
+    soft_row(z, z_end, best, kind, inverse_tau<A>(p_, row).exponent_scale, z, z_end, y.data,
+             y.data + p_.classes);
   }
 
   // Where a long row's noisy logits may lie: in its output, if that has their type.
@@ -264,8 +283,8 @@ class RowWorker {
   }
 
   template <class Out>
-  void soft_row(const A* z, const A* z_end, const Best<A>& best, RowKind kind, A scale, A* e, const A* e_end, Out* y,
-                const Out* y_end) {
+  void soft_row(const A* z, const A* z_end, const Best<A>& best, RowKind kind, A scale, A* e,
+                const A* e_end, Out* y, const Out* y_end) {
     const std::int64_t classes = p_.classes;
     if (__builtin_expect(kind != RowKind::kOrdinary, 0)) {
       std::fill(y, y + classes, kind == RowKind::kNaN ? nan_of<Out>() : Out{});
@@ -273,12 +292,14 @@ class RowWorker {
     }
     double total = 0;
     for (std::int64_t c = 0; c < classes; c += kChunk) {
-      total += exponentiate_chunk(z + c, std::min(kChunk, classes - c), z_end, best.value, scale, e + c, e_end);
+      total += exponentiate_chunk(z + c, std::min(kChunk, classes - c), z_end, best.value, scale,
+                                  e + c, e_end);
     }
     normalize_chunk(e, classes, e_end, static_cast<A>(1.0 / total), y, y_end);
   }
 
-  // ---- hard, index only --------------------------------------------------------------------------------------------
+  // ---- hard, index only
+  // --------------------------------------------------------------------------------------------
 
   void pick_rows(std::int64_t row, std::int64_t rows) {
     const std::int64_t classes = p_.classes;
@@ -343,7 +364,8 @@ class RowWorker {
     }
   }
 
-  // ---- backward ----------------------------------------------------------------------------------------------------
+  // ---- backward
+  // ----------------------------------------------------------------------------------------------------
 
   template <class Y>
   void gradient_rows(std::int64_t row, std::int64_t rows, Run<const Y> y) {
@@ -358,21 +380,24 @@ class RowWorker {
       const std::int64_t at = r * classes;
       if (classes <= kLanes && !p_.grad_tau && p_.index[row + r] >= 0) {
         if (classes <= kLanes / 2) {
-          short_gradient_row<typename HalfOf<F>::type>(row + r, y.data + at, y.end, grad.data + at, grad.end, tau,
-                                                       out.data + at, out.end);
+          short_gradient_row<typename HalfOf<F>::type>(row + r, y.data + at, y.end, grad.data + at,
+                                                       grad.end, tau, out.data + at, out.end);
         } else {
-          short_gradient_row<F>(row + r, y.data + at, y.end, grad.data + at, grad.end, tau, out.data + at, out.end);
+          short_gradient_row<F>(row + r, y.data + at, y.end, grad.data + at, grad.end, tau,
+                                out.data + at, out.end);
         }
         continue;
       }
-      gradient_row(row + r, y.data + at, y.end, grad.data + at, grad.end, tau, out.data + at, out.end);
+      gradient_row(row + r, y.data + at, y.end, grad.data + at, grad.end, tau, out.data + at,
+                   out.end);
     }
     write_back(p_, p_.grad_logits, row, rows, out.data, buffer);
   }
 
   template <class V, class Y>
-  GUMBEL_EXT_INLINE void short_gradient_row(std::int64_t row, const Y* y, const Y* y_end, const T* grad,
-                                            const T* grad_end, const InverseTau<A>& tau, T* out, const T* out_end) {
+  GUMBEL_EXT_INLINE void short_gradient_row(std::int64_t row, const Y* y, const Y* y_end,
+                                            const T* grad, const T* grad_end,
+                                            const InverseTau<A>& tau, T* out, const T* out_end) {
     using R = RealTraits<V>;
     const std::int64_t classes = p_.classes;
     const auto used = first_lanes<V>(static_cast<int>(classes));
@@ -401,7 +426,8 @@ class RowWorker {
     if (p_.grad_tau) {
       double log_total = 0;
       for (std::int64_t c = 0; c < classes; c += kChunk) {
-        log_total += log_dot_chunk(y + c, y_end, grad + c, grad_end, std::min(kChunk, classes - c), shift, dot);
+        log_total += log_dot_chunk(y + c, y_end, grad + c, grad_end, std::min(kChunk, classes - c),
+                                   shift, dot);
       }
       set_grad_tau(row, log_total, tau);
     }
@@ -413,7 +439,8 @@ class RowWorker {
   }
 
   template <class Y>
-  void split_gradient(Step step, const SplitRow& split, std::int64_t c, std::int64_t count, Run<const Y> y) {
+  void split_gradient(Step step, const SplitRow& split, std::int64_t c, std::int64_t count,
+                      Run<const Y> y) {
     const Run<const T> grad = read_chunk(p_.grad, split.row, c, count, x_buffer_);
     const std::int64_t index = p_.index[split.row];
     const A shift = widened<A>(
@@ -422,23 +449,26 @@ class RowWorker {
     if (step == Step::kDot) {
       split.chunks[c / kChunk].sum = dot_chunk(y.data, y.end, grad.data, grad.end, count, shift);
     } else if (step == Step::kLogDot) {
-      split.chunks[c / kChunk].sum = log_dot_chunk(y.data, y.end, grad.data, grad.end, count, shift, dot);
+      split.chunks[c / kChunk].sum =
+          log_dot_chunk(y.data, y.end, grad.data, grad.end, count, shift, dot);
     } else {
       const Run<T> out = chunk_to_write(p_.grad_logits, split.row, c, count);
-      gradient_chunk(y.data, y.end, grad.data, grad.end, count, shift, dot, inverse_tau<A>(p_, split.row).inverse,
-                     out.data, out.end);
+      gradient_chunk(y.data, y.end, grad.data, grad.end, count, shift, dot,
+                     inverse_tau<A>(p_, split.row).inverse, out.data, out.end);
       write_chunk_back(p_.grad_logits, split.row, c, count, out.data);
     }
   }
 
-  // ---- slabs -------------------------------------------------------------------------------------------------------
+  // ---- slabs
+  // -------------------------------------------------------------------------------------------------------
 
   void slab(std::int64_t outer, bool recompute) {
     constexpr std::int64_t kMaxInner = 16;
     const std::int64_t classes = p_.classes, inner = p_.inner, first_row = outer * inner;
     const bool soft = recompute || (p_.output && !p_.hard);
     const std::int64_t step = kTile / inner;
-    // Soft rows are kept whole until their sum is known; for the others one run of classes at a time will do.
+    // Soft rows are kept whole until their sum is known; for the others one run of classes at a
+    // time will do.
     const std::int64_t pitch = (soft ? classes : step) + kLanes;
     A* rows = z_scratch_.reserve(inner * pitch);
     Best<A> best[kMaxInner];
@@ -448,10 +478,11 @@ class RowWorker {
       Run<const std::uint8_t> allowed{nullptr, nullptr};
       if (p_.mask) allowed = read_slab(p_.mask, first_row, c, count, mask_buffer_);
       const std::uint64_t n =
-          (static_cast<std::uint64_t>(outer) * static_cast<std::uint64_t>(classes) + static_cast<std::uint64_t>(c)) *
+          (static_cast<std::uint64_t>(outer) * static_cast<std::uint64_t>(classes) +
+           static_cast<std::uint64_t>(c)) *
           static_cast<std::uint64_t>(inner);
-      add_gumbel_noise(noise_, n, count * inner, x.data, x.end, allowed.data, allowed.end, z_buffer_,
-                       static_cast<const A*>(z_buffer_ + kTile + kLanes));
+      add_gumbel_noise(noise_, n, count * inner, x.data, x.end, allowed.data, allowed.end,
+                       z_buffer_, static_cast<const A*>(z_buffer_ + kTile + kLanes));
       for (std::int64_t i = 0; i < inner; ++i) {
         A* z = rows + i * pitch + (soft ? c : 0);
         for (std::int64_t j = 0; j < count; ++j) z[j] = z_buffer_[j * inner + i];
@@ -475,29 +506,35 @@ class RowWorker {
       }
       if (p_.index) p_.index[row] = best[i].index;
       T* buffer = out_scratch_.reserve(classes + kLanes);
-      soft_row(z, z_end, best[i], kind, tau.exponent_scale, z, z_end, buffer, buffer + classes + kLanes);
+      soft_row(z, z_end, best[i], kind, tau.exponent_scale, z, z_end, buffer,
+               buffer + classes + kLanes);
       write_back(p_, p_.output, row, 1, buffer, buffer);
     }
   }
 
   template <class E>
-  Run<const E> read_slab(const Operand& operand, std::int64_t first_row, std::int64_t c, std::int64_t count,
-                         E* buffer) {
+  Run<const E> read_slab(const Operand& operand, std::int64_t first_row, std::int64_t c,
+                         std::int64_t count, E* buffer) {
     const std::int64_t inner = p_.inner;
     if (operand.contiguous) {
       const E* base = operand.as<const E>();
       return {base + first_row * p_.classes + c * inner, base + p_.rows() * p_.classes};
     }
     for (std::int64_t i = 0; i < inner; ++i) {
-      const E* start = operand.as<const E>() + row_offset(p_, operand, first_row + i) + c * operand.class_stride;
-      for (std::int64_t j = 0; j < count; ++j) buffer[j * inner + i] = start[j * operand.class_stride];
+      const E* start =
+          operand.as<const E>() + row_offset(p_, operand, first_row + i) + c * operand.class_stride;
+      for (std::int64_t j = 0; j < count; ++j)
+        buffer[j * inner + i] = start[j * operand.class_stride];
     }
     return {buffer, buffer + kTile + kLanes};
   }
 
-  // ---- buffers -----------------------------------------------------------------------------------------------------
+  // ---- buffers
+  // -----------------------------------------------------------------------------------------------------
 
-  std::int64_t capacity(std::int64_t rows) const { return std::max(kTile, rows * p_.classes) + kLanes; }
+  std::int64_t capacity(std::int64_t rows) const {
+    return std::max(kTile, rows * p_.classes) + kLanes;
+  }
 
   // A tile of rows fits a fixed buffer; a long row that has to be gathered does not.
   template <class E>

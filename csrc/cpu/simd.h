@@ -1,9 +1,11 @@
 // Vectors of 16 lanes on every machine, made of as many registers as that takes.
 //
-// 16 lanes everywhere is what makes results independent of the instruction set: lane i of an accumulator sums the same
-// classes, in the same order, whether it lives in one AVX-512 register, two of AVX2 or four of NEON.
+// 16 lanes everywhere is what makes results independent of the instruction set: lane i of an
+// accumulator sums the same classes, in the same order, whether it lives in one AVX-512 register,
+// two of AVX2 or four of NEON.
 //
-// A register header (simd_avx512.h, simd_avx2.h, simd_generic.h) offers, beside what gumbel.h asks of a real type:
+// A register header (simd_avx512.h, simd_avx2.h, simd_generic.h) offers, beside what gumbel.h asks
+// of a real type:
 //   maximum(a, b)         b where either is NaN
 //   either_nan(a, b)      mask of lanes where a or b is NaN
 //   add_lanes(a)          lanes i and i + half first, then halves of that: a fixed tree
@@ -43,78 +45,80 @@ using U32 = Pack<RegU32, kLanes / RegU32::lanes>;
 using U64 = Pack<RegU64, kLanes / RegU64::lanes>;
 using M32 = Pack<RegM32, kLanes / RegF32::lanes>;
 using M64 = Pack<RegM64, kLanes / RegF64::lanes>;
-// Philox words of 16 blocks: enough registers in flight to hide the latency of the multiplications and to share the loads
-// of the round keys (12 % fewer nanoseconds a word than two registers of AVX2, for all that some spill).
+// Philox words of 16 blocks: enough registers in flight to hide the latency of the multiplications
+// and to share the loads of the round keys (12 % fewer nanoseconds a word than two registers of
+// AVX2, for all that some spill).
 using Words = Pack<RegWord, 16 / RegWord::lanes>;
 // And of as few as there are, for the end of a run.
 using FewWords = Pack<RegWord, 1>;
 
-// Every operation on a Pack is the operation on its registers, spelled as an initialiser list so that the compiler never
-// sees a loop over an array in memory.
+// Every operation on a Pack is the operation on its registers, spelled as an initialiser list so
+// that the compiler never sees a loop over an array in memory.
 template <class Out, class Op, std::size_t... i>
 GUMBEL_EXT_INLINE Out each_register(Op op, std::index_sequence<i...>) {
   return {{op(i)...}};
 }
 
-#define GUMBEL_EXT_EACH(Out, expression)                                                                    \
-  each_register<Out>([&](std::size_t i) __attribute__((always_inline)) { return expression; },              \
+#define GUMBEL_EXT_EACH(Out, expression)                                                       \
+  each_register<Out>([&](std::size_t i) __attribute__((always_inline)) { return expression; }, \
                      std::make_index_sequence<sizeof(Out::r) / sizeof(Out::r[0])>())
 
-#define GUMBEL_EXT_UNARY(name, In, Out)                                        \
-  template <int count>                                                         \
-  GUMBEL_EXT_INLINE Pack<Out, count> name(const Pack<In, count>& a) {          \
-    using Result = Pack<Out, count>;                                           \
-    return GUMBEL_EXT_EACH(Result, name(a.r[i]));                              \
+#define GUMBEL_EXT_UNARY(name, In, Out)                               \
+  template <int count>                                                \
+  GUMBEL_EXT_INLINE Pack<Out, count> name(const Pack<In, count>& a) { \
+    using Result = Pack<Out, count>;                                  \
+    return GUMBEL_EXT_EACH(Result, name(a.r[i]));                     \
   }
-#define GUMBEL_EXT_BINARY(name, In, Out)                                                              \
-  template <int count>                                                                                \
-  GUMBEL_EXT_INLINE Pack<Out, count> name(const Pack<In, count>& a, const Pack<In, count>& b) {       \
-    using Result = Pack<Out, count>;                                                                  \
-    return GUMBEL_EXT_EACH(Result, name(a.r[i], b.r[i]));                                             \
+#define GUMBEL_EXT_BINARY(name, In, Out)                                                        \
+  template <int count>                                                                          \
+  GUMBEL_EXT_INLINE Pack<Out, count> name(const Pack<In, count>& a, const Pack<In, count>& b) { \
+    using Result = Pack<Out, count>;                                                            \
+    return GUMBEL_EXT_EACH(Result, name(a.r[i], b.r[i]));                                       \
   }
-#define GUMBEL_EXT_SHIFT(name, Reg)                                                        \
-  template <int n, int count>                                                              \
-  GUMBEL_EXT_INLINE Pack<Reg, count> name(const Pack<Reg, count>& a, Int<n> by) {          \
-    using Result = Pack<Reg, count>;                                                       \
-    return GUMBEL_EXT_EACH(Result, name(a.r[i], by));                                      \
+#define GUMBEL_EXT_SHIFT(name, Reg)                                               \
+  template <int n, int count>                                                     \
+  GUMBEL_EXT_INLINE Pack<Reg, count> name(const Pack<Reg, count>& a, Int<n> by) { \
+    using Result = Pack<Reg, count>;                                              \
+    return GUMBEL_EXT_EACH(Result, name(a.r[i], by));                             \
   }
-#define GUMBEL_EXT_FUSED(Reg)                                                                                        \
-  template <int count>                                                                                               \
-  GUMBEL_EXT_INLINE Pack<Reg, count> fma(const Pack<Reg, count>& a, const Pack<Reg, count>& b,                       \
-                                         const Pack<Reg, count>& c) {                                                \
-    using Result = Pack<Reg, count>;                                                                                 \
-    return GUMBEL_EXT_EACH(Result, fma(a.r[i], b.r[i], c.r[i]));                                                     \
+#define GUMBEL_EXT_FUSED(Reg)                                                                  \
+  template <int count>                                                                         \
+  GUMBEL_EXT_INLINE Pack<Reg, count> fma(const Pack<Reg, count>& a, const Pack<Reg, count>& b, \
+                                         const Pack<Reg, count>& c) {                          \
+    using Result = Pack<Reg, count>;                                                           \
+    return GUMBEL_EXT_EACH(Result, fma(a.r[i], b.r[i], c.r[i]));                               \
   }
-#define GUMBEL_EXT_SELECT(Mask, Reg)                                                                                 \
-  template <int count>                                                                                               \
-  GUMBEL_EXT_INLINE Pack<Reg, count> select(const Pack<Mask, count>& m, const Pack<Reg, count>& a,                   \
-                                            const Pack<Reg, count>& b) {                                             \
-    using Result = Pack<Reg, count>;                                                                                 \
-    return GUMBEL_EXT_EACH(Result, select(m.r[i], a.r[i], b.r[i]));                                                  \
+#define GUMBEL_EXT_SELECT(Mask, Reg)                                                               \
+  template <int count>                                                                             \
+  GUMBEL_EXT_INLINE Pack<Reg, count> select(const Pack<Mask, count>& m, const Pack<Reg, count>& a, \
+                                            const Pack<Reg, count>& b) {                           \
+    using Result = Pack<Reg, count>;                                                               \
+    return GUMBEL_EXT_EACH(Result, select(m.r[i], a.r[i], b.r[i]));                                \
   }
-#define GUMBEL_EXT_ZERO_UNLESS(Mask, Reg)                                                                            \
-  template <int count>                                                                                               \
-  GUMBEL_EXT_INLINE Pack<Reg, count> zero_unless(const Pack<Mask, count>& m, const Pack<Reg, count>& a) {            \
-    using Result = Pack<Reg, count>;                                                                                 \
-    return GUMBEL_EXT_EACH(Result, zero_unless(m.r[i], a.r[i]));                                                     \
+#define GUMBEL_EXT_ZERO_UNLESS(Mask, Reg)                                     \
+  template <int count>                                                        \
+  GUMBEL_EXT_INLINE Pack<Reg, count> zero_unless(const Pack<Mask, count>& m,  \
+                                                 const Pack<Reg, count>& a) { \
+    using Result = Pack<Reg, count>;                                          \
+    return GUMBEL_EXT_EACH(Result, zero_unless(m.r[i], a.r[i]));              \
   }
-#define GUMBEL_EXT_REAL(Reg, Mask)             \
-  GUMBEL_EXT_BINARY(operator+, Reg, Reg)       \
-  GUMBEL_EXT_BINARY(operator-, Reg, Reg)       \
-  GUMBEL_EXT_BINARY(operator*, Reg, Reg)       \
-  GUMBEL_EXT_BINARY(maximum, Reg, Reg)         \
-  GUMBEL_EXT_BINARY(less, Reg, Mask)           \
-  GUMBEL_EXT_BINARY(equal, Reg, Mask)          \
-  GUMBEL_EXT_BINARY(either_nan, Reg, Mask)     \
-  GUMBEL_EXT_BINARY(operator|, Mask, Mask)     \
-  GUMBEL_EXT_FUSED(Reg)                        \
-  GUMBEL_EXT_SELECT(Mask, Reg)                 \
+#define GUMBEL_EXT_REAL(Reg, Mask)         \
+  GUMBEL_EXT_BINARY(operator+, Reg, Reg)   \
+  GUMBEL_EXT_BINARY(operator-, Reg, Reg)   \
+  GUMBEL_EXT_BINARY(operator*, Reg, Reg)   \
+  GUMBEL_EXT_BINARY(maximum, Reg, Reg)     \
+  GUMBEL_EXT_BINARY(less, Reg, Mask)       \
+  GUMBEL_EXT_BINARY(equal, Reg, Mask)      \
+  GUMBEL_EXT_BINARY(either_nan, Reg, Mask) \
+  GUMBEL_EXT_BINARY(operator|, Mask, Mask) \
+  GUMBEL_EXT_FUSED(Reg)                    \
+  GUMBEL_EXT_SELECT(Mask, Reg)             \
   GUMBEL_EXT_ZERO_UNLESS(Mask, Reg)
-#define GUMBEL_EXT_INTEGER(Reg)                \
-  GUMBEL_EXT_BINARY(operator+, Reg, Reg)       \
-  GUMBEL_EXT_BINARY(operator&, Reg, Reg)       \
-  GUMBEL_EXT_BINARY(operator|, Reg, Reg)       \
-  GUMBEL_EXT_SHIFT(shift_left, Reg)            \
+#define GUMBEL_EXT_INTEGER(Reg)          \
+  GUMBEL_EXT_BINARY(operator+, Reg, Reg) \
+  GUMBEL_EXT_BINARY(operator&, Reg, Reg) \
+  GUMBEL_EXT_BINARY(operator|, Reg, Reg) \
+  GUMBEL_EXT_SHIFT(shift_left, Reg)      \
   GUMBEL_EXT_SHIFT(shift_right, Reg)
 
 GUMBEL_EXT_REAL(RegF32, RegM32)
@@ -142,7 +146,8 @@ GUMBEL_EXT_INLINE Pack<RegWord, count> operator^(const Pack<RegWord, count>& a, 
   return GUMBEL_EXT_EACH(Result, a.r[i] ^ constant);
 }
 template <int count>
-GUMBEL_EXT_INLINE Pack<RegProduct, count> wide_multiply(const Pack<RegWord, count>& a, std::uint32_t multiplier) {
+GUMBEL_EXT_INLINE Pack<RegProduct, count> wide_multiply(const Pack<RegWord, count>& a,
+                                                        std::uint32_t multiplier) {
   using Result = Pack<RegProduct, count>;
   const RegWord m = RegWord::splat(multiplier);
   return GUMBEL_EXT_EACH(Result, wide_multiply(a.r[i], m));
@@ -155,7 +160,9 @@ struct RealTraits<Pack<RegF32, count>> {
   using Mask = Pack<RegM32, count>;
   using F = Pack<RegF32, count>;
   static constexpr int lanes = count * RegF32::lanes;
-  static GUMBEL_EXT_INLINE F splat(float c) { return GUMBEL_EXT_EACH(F, (static_cast<void>(i), RegF32::splat(c))); }
+  static GUMBEL_EXT_INLINE F splat(float c) {
+    return GUMBEL_EXT_EACH(F, (static_cast<void>(i), RegF32::splat(c)));
+  }
   static GUMBEL_EXT_INLINE Bits splat_bits(std::uint32_t c) {
     return GUMBEL_EXT_EACH(Bits, (static_cast<void>(i), RegU32::splat(c)));
   }
@@ -167,7 +174,9 @@ struct RealTraits<Pack<RegF64, count>> {
   using Mask = Pack<RegM64, count>;
   using F = Pack<RegF64, count>;
   static constexpr int lanes = count * RegF64::lanes;
-  static GUMBEL_EXT_INLINE F splat(double c) { return GUMBEL_EXT_EACH(F, (static_cast<void>(i), RegF64::splat(c))); }
+  static GUMBEL_EXT_INLINE F splat(double c) {
+    return GUMBEL_EXT_EACH(F, (static_cast<void>(i), RegF64::splat(c)));
+  }
   static GUMBEL_EXT_INLINE Bits splat_bits(std::uint64_t c) {
     return GUMBEL_EXT_EACH(Bits, (static_cast<void>(i), RegU64::splat(c)));
   }
@@ -205,7 +214,8 @@ GUMBEL_EXT_INLINE void store_words(std::uint32_t* p, const U32& a) {
   for (int i = 0; i < kLanes / RegU32::lanes; ++i) store(p + i * RegU32::lanes, a.r[i]);
 }
 
-// ---- element types in memory -----------------------------------------------------------------------------------------
+// ---- element types in memory
+// -----------------------------------------------------------------------------------------
 
 struct BFloat16 {
   std::uint16_t bits;
@@ -216,8 +226,12 @@ struct Half {
 
 GUMBEL_EXT_INLINE RegF32 load_register(const float* p, RegF32) { return RegF32::load(p); }
 GUMBEL_EXT_INLINE RegF64 load_register(const double* p, RegF64) { return RegF64::load(p); }
-GUMBEL_EXT_INLINE RegF32 load_register(const BFloat16* p, RegF32) { return RegF32::load_bfloat16(&p->bits); }
-GUMBEL_EXT_INLINE RegF32 load_register(const Half* p, RegF32) { return RegF32::load_half(&p->bits); }
+GUMBEL_EXT_INLINE RegF32 load_register(const BFloat16* p, RegF32) {
+  return RegF32::load_bfloat16(&p->bits);
+}
+GUMBEL_EXT_INLINE RegF32 load_register(const Half* p, RegF32) {
+  return RegF32::load_half(&p->bits);
+}
 
 GUMBEL_EXT_INLINE void store_register(float* p, RegF32 a) { store(p, a); }
 GUMBEL_EXT_INLINE void store_register(double* p, RegF64 a) { store(p, a); }
@@ -247,7 +261,8 @@ GUMBEL_EXT_INLINE void store(T* p, const Pack<Reg, count>& a) {
   for (int i = 0; i < count; ++i) store_register(p + i * Reg::lanes, a.r[i]);
 }
 
-// ---- lanes -----------------------------------------------------------------------------------------------------------
+// ---- lanes
+// -----------------------------------------------------------------------------------------------------------
 
 constexpr int lanes_of(RegM32) { return RegF32::lanes; }
 constexpr int lanes_of(RegM64) { return RegF64::lanes; }
@@ -285,12 +300,14 @@ struct Halve<1> {
 // Lanes i and i + 8, then i and i + 4, 2, 1.
 template <class Reg, int count>
 GUMBEL_EXT_INLINE auto sum(const Pack<Reg, count>& a) {
-  return add_lanes(Halve<count>::fold(a.r, [](Reg x, Reg y) __attribute__((always_inline)) { return x + y; }));
+  return add_lanes(
+      Halve<count>::fold(a.r, [](Reg x, Reg y) __attribute__((always_inline)) { return x + y; }));
 }
 // The largest lane; no lane may be NaN.
 template <class Reg, int count>
 GUMBEL_EXT_INLINE auto largest(const Pack<Reg, count>& a) {
-  return max_lanes(Halve<count>::fold(a.r, [](Reg x, Reg y) __attribute__((always_inline)) { return maximum(x, y); }));
+  return max_lanes(Halve<count>::fold(
+      a.r, [](Reg x, Reg y) __attribute__((always_inline)) { return maximum(x, y); }));
 }
 
 // Mask of lanes whose byte is not zero.
@@ -305,7 +322,8 @@ GUMBEL_EXT_INLINE M64 allowed_lanes(const std::uint8_t* p, const F64&) {
 template <class F>
 GUMBEL_EXT_INLINE typename RealTraits<F>::Mask first_lanes(int n) {
   using Scalar = typename RealTraits<F>::Scalar;
-  alignas(64) static constexpr Scalar lane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  alignas(64) static constexpr Scalar lane[kLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                      8, 9, 10, 11, 12, 13, 14, 15};
   return less(load_as<F>(lane), RealTraits<F>::splat(static_cast<Scalar>(n)));
 }
 

@@ -19,13 +19,17 @@ struct RegM64 {
 struct RegU32 {
   static constexpr int lanes = 16;
   __m512i v;
-  static GUMBEL_EXT_INLINE RegU32 splat(std::uint32_t c) { return {_mm512_set1_epi32(static_cast<int>(c))}; }
+  static GUMBEL_EXT_INLINE RegU32 splat(std::uint32_t c) {
+    return {_mm512_set1_epi32(static_cast<int>(c))};
+  }
   static GUMBEL_EXT_INLINE RegU32 load(const std::uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 };
 struct RegU64 {
   static constexpr int lanes = 8;
   __m512i v;
-  static GUMBEL_EXT_INLINE RegU64 splat(std::uint64_t c) { return {_mm512_set1_epi64(static_cast<long long>(c))}; }
+  static GUMBEL_EXT_INLINE RegU64 splat(std::uint64_t c) {
+    return {_mm512_set1_epi64(static_cast<long long>(c))};
+  }
 };
 struct RegF32 {
   static constexpr int lanes = 16;
@@ -57,19 +61,32 @@ struct RegF64 {
 GUMBEL_EXT_INLINE RegF32 operator+(RegF32 a, RegF32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF32 operator-(RegF32 a, RegF32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF32 operator*(RegF32 a, RegF32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
-GUMBEL_EXT_INLINE RegF32 fma(RegF32 a, RegF32 b, RegF32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+GUMBEL_EXT_INLINE RegF32 fma(RegF32 a, RegF32 b, RegF32 c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
 GUMBEL_EXT_INLINE RegF32 maximum(RegF32 a, RegF32 b) { return {_mm512_max_ps(a.v, b.v)}; }
-GUMBEL_EXT_INLINE RegM32 less(RegF32 a, RegF32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
-GUMBEL_EXT_INLINE RegM32 equal(RegF32 a, RegF32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
-GUMBEL_EXT_INLINE RegM32 either_nan(RegF32 a, RegF32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q)}; }
-GUMBEL_EXT_INLINE RegF32 select(RegM32 m, RegF32 a, RegF32 b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }
-GUMBEL_EXT_INLINE RegU32 select(RegM32 m, RegU32 a, RegU32 b) { return {_mm512_mask_blend_epi32(m.v, b.v, a.v)}; }
+GUMBEL_EXT_INLINE RegM32 less(RegF32 a, RegF32 b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
+}
+GUMBEL_EXT_INLINE RegM32 equal(RegF32 a, RegF32 b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)};
+}
+GUMBEL_EXT_INLINE RegM32 either_nan(RegF32 a, RegF32 b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q)};
+}
+GUMBEL_EXT_INLINE RegF32 select(RegM32 m, RegF32 a, RegF32 b) {
+  return {_mm512_mask_blend_ps(m.v, b.v, a.v)};
+}
+GUMBEL_EXT_INLINE RegU32 select(RegM32 m, RegU32 a, RegU32 b) {
+  return {_mm512_mask_blend_epi32(m.v, b.v, a.v)};
+}
 GUMBEL_EXT_INLINE RegU32 bits(RegF32 a) { return {_mm512_castps_si512(a.v)}; }
 GUMBEL_EXT_INLINE RegF32 real(RegU32 a) { return {_mm512_castsi512_ps(a.v)}; }
 GUMBEL_EXT_INLINE RegF32 to_real(RegU32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 GUMBEL_EXT_INLINE void store(float* p, RegF32 a) { _mm512_storeu_ps(p, a.v); }
 GUMBEL_EXT_INLINE void store_half(std::uint16_t* p, RegF32 a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
 GUMBEL_EXT_INLINE void store_low_halves(std::uint16_t* p, RegU32 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
@@ -87,12 +104,22 @@ GUMBEL_EXT_INLINE float max_lanes(RegF32 a) { return _mm512_reduce_max_ps(a.v); 
 GUMBEL_EXT_INLINE RegF64 operator+(RegF64 a, RegF64 b) { return {_mm512_add_pd(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF64 operator-(RegF64 a, RegF64 b) { return {_mm512_sub_pd(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF64 operator*(RegF64 a, RegF64 b) { return {_mm512_mul_pd(a.v, b.v)}; }
-GUMBEL_EXT_INLINE RegF64 fma(RegF64 a, RegF64 b, RegF64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+GUMBEL_EXT_INLINE RegF64 fma(RegF64 a, RegF64 b, RegF64 c) {
+  return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
 GUMBEL_EXT_INLINE RegF64 maximum(RegF64 a, RegF64 b) { return {_mm512_max_pd(a.v, b.v)}; }
-GUMBEL_EXT_INLINE RegM64 less(RegF64 a, RegF64 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)}; }
-GUMBEL_EXT_INLINE RegM64 equal(RegF64 a, RegF64 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
-GUMBEL_EXT_INLINE RegM64 either_nan(RegF64 a, RegF64 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_UNORD_Q)}; }
-GUMBEL_EXT_INLINE RegF64 select(RegM64 m, RegF64 a, RegF64 b) { return {_mm512_mask_blend_pd(m.v, b.v, a.v)}; }
+GUMBEL_EXT_INLINE RegM64 less(RegF64 a, RegF64 b) {
+  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)};
+}
+GUMBEL_EXT_INLINE RegM64 equal(RegF64 a, RegF64 b) {
+  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)};
+}
+GUMBEL_EXT_INLINE RegM64 either_nan(RegF64 a, RegF64 b) {
+  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_UNORD_Q)};
+}
+GUMBEL_EXT_INLINE RegF64 select(RegM64 m, RegF64 a, RegF64 b) {
+  return {_mm512_mask_blend_pd(m.v, b.v, a.v)};
+}
 GUMBEL_EXT_INLINE RegU64 bits(RegF64 a) { return {_mm512_castpd_si512(a.v)}; }
 GUMBEL_EXT_INLINE RegF64 real(RegU64 a) { return {_mm512_castsi512_pd(a.v)}; }
 GUMBEL_EXT_INLINE void store(double* p, RegF64 a) { _mm512_storeu_pd(p, a.v); }
@@ -136,8 +163,12 @@ GUMBEL_EXT_INLINE RegU64 shift_right(RegU64 a, Int<n>) {
   return {_mm512_srli_epi64(a.v, n)};
 }
 
-GUMBEL_EXT_INLINE RegM32 operator|(RegM32 a, RegM32 b) { return {static_cast<__mmask16>(a.v | b.v)}; }
-GUMBEL_EXT_INLINE RegM64 operator|(RegM64 a, RegM64 b) { return {static_cast<__mmask8>(a.v | b.v)}; }
+GUMBEL_EXT_INLINE RegM32 operator|(RegM32 a, RegM32 b) {
+  return {static_cast<__mmask16>(a.v | b.v)};
+}
+GUMBEL_EXT_INLINE RegM64 operator|(RegM64 a, RegM64 b) {
+  return {static_cast<__mmask8>(a.v | b.v)};
+}
 GUMBEL_EXT_INLINE unsigned lane_bits(RegM32 m) { return m.v; }
 GUMBEL_EXT_INLINE unsigned lane_bits(RegM64 m) { return m.v; }
 GUMBEL_EXT_INLINE RegM32 nonzero_bytes(const std::uint8_t* p, RegF32) {
@@ -155,18 +186,23 @@ struct RegWord {
   __m512i v;
   static GUMBEL_EXT_INLINE RegWord splat(std::uint32_t c) { return {_mm512_set1_epi64(c)}; }
   // The block that each lane computes, in the order that makes interleave_words() two unpacks.
-  static GUMBEL_EXT_INLINE RegWord lane_blocks() { return {_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7)}; }
+  static GUMBEL_EXT_INLINE RegWord lane_blocks() {
+    return {_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7)};
+  }
 };
 struct RegProduct {
   __m512i v;
 };
 GUMBEL_EXT_INLINE RegWord operator+(RegWord a, RegWord b) { return {_mm512_add_epi64(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegWord operator^(RegWord a, RegWord b) { return {_mm512_xor_si512(a.v, b.v)}; }
-GUMBEL_EXT_INLINE RegProduct wide_multiply(RegWord a, RegWord multiplier) { return {_mm512_mul_epu32(a.v, multiplier.v)}; }
+GUMBEL_EXT_INLINE RegProduct wide_multiply(RegWord a, RegWord multiplier) {
+  return {_mm512_mul_epu32(a.v, multiplier.v)};
+}
 GUMBEL_EXT_INLINE RegWord high_word(RegProduct p) { return {_mm512_srli_epi64(p.v, 32)}; }
 GUMBEL_EXT_INLINE RegWord low_word(RegProduct p) { return {p.v}; }
 // Writes c0 c1 c2 c3 of block 0, of block 1, ...
-GUMBEL_EXT_INLINE void interleave_words(std::uint32_t* out, RegWord c0, RegWord c1, RegWord c2, RegWord c3) {
+GUMBEL_EXT_INLINE void interleave_words(std::uint32_t* out, RegWord c0, RegWord c1, RegWord c2,
+                                        RegWord c3) {
   const __m512i first = _mm512_mask_blend_epi32(0xAAAA, c0.v, _mm512_slli_epi64(c1.v, 32));
   const __m512i second = _mm512_mask_blend_epi32(0xAAAA, c2.v, _mm512_slli_epi64(c3.v, 32));
   _mm512_storeu_si512(out, _mm512_unpacklo_epi64(first, second));

@@ -1,5 +1,5 @@
-// Registers of 16 bytes by GCC and Clang's vector extensions: SSE2 on x86-64, NEON on AArch64, and whatever another
-// machine has. See simd.h for what each operation means.
+// Registers of 16 bytes by GCC and Clang's vector extensions: SSE2 on x86-64, NEON on AArch64, and
+// whatever another machine has. See simd.h for what each operation means.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,8 @@ struct RegM64 {
   VectorU64 v;
 };
 
-// IEEE binary16 without instructions for it: rebias the exponent by a multiplication, which also handles subnormals.
+// IEEE binary16 without instructions for it: rebias the exponent by a multiplication, which also
+// handles subnormals.
 GUMBEL_EXT_INLINE float half_to_float(std::uint16_t h) {
   const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
   const std::uint32_t rest = static_cast<std::uint32_t>(h & 0x7FFFu) << 13;
@@ -50,8 +51,8 @@ GUMBEL_EXT_INLINE float half_to_float(std::uint16_t h) {
   std::memcpy(&scaled, &out, sizeof scaled);
   return scaled;
 }
-// Round to nearest even. Values below the smallest normal half are aligned by adding 1/2, where one ulp is 2^-24, the
-// spacing of subnormal halves.
+// Round to nearest even. Values below the smallest normal half are aligned by adding 1/2, where one
+// ulp is 2^-24, the spacing of subnormal halves.
 GUMBEL_EXT_INLINE std::uint16_t float_to_half(float f) {
   std::uint32_t u;
   std::memcpy(&u, &f, sizeof u);
@@ -74,7 +75,9 @@ struct RegU32 {
   static constexpr int lanes = 4;
   VectorU32 v;
   static GUMBEL_EXT_INLINE RegU32 splat(std::uint32_t c) { return {VectorU32{c, c, c, c}}; }
-  static GUMBEL_EXT_INLINE RegU32 load(const std::uint32_t* p) { return {load_vector<VectorU32>(p)}; }
+  static GUMBEL_EXT_INLINE RegU32 load(const std::uint32_t* p) {
+    return {load_vector<VectorU32>(p)};
+  }
 };
 struct RegU64 {
   static constexpr int lanes = 2;
@@ -93,7 +96,8 @@ struct RegF32 {
     return {reinterpret_cast<VectorF32>(w << 16)};
   }
   static GUMBEL_EXT_INLINE RegF32 load_half(const std::uint16_t* p) {
-    return {VectorF32{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]), half_to_float(p[3])}};
+    return {VectorF32{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]),
+                      half_to_float(p[3])}};
   }
 };
 struct RegF64 {
@@ -111,17 +115,27 @@ struct RegF64 {
 GUMBEL_EXT_INLINE RegF32 operator+(RegF32 a, RegF32 b) { return {a.v + b.v}; }
 GUMBEL_EXT_INLINE RegF32 operator-(RegF32 a, RegF32 b) { return {a.v - b.v}; }
 GUMBEL_EXT_INLINE RegF32 operator*(RegF32 a, RegF32 b) { return {a.v * b.v}; }
-GUMBEL_EXT_INLINE RegM32 less(RegF32 a, RegF32 b) { return {reinterpret_cast<VectorU32>(a.v < b.v)}; }
-GUMBEL_EXT_INLINE RegM32 equal(RegF32 a, RegF32 b) { return {reinterpret_cast<VectorU32>(a.v == b.v)}; }
+GUMBEL_EXT_INLINE RegM32 less(RegF32 a, RegF32 b) {
+  return {reinterpret_cast<VectorU32>(a.v < b.v)};
+}
+GUMBEL_EXT_INLINE RegM32 equal(RegF32 a, RegF32 b) {
+  return {reinterpret_cast<VectorU32>(a.v == b.v)};
+}
 GUMBEL_EXT_INLINE RegM32 either_nan(RegF32 a, RegF32 b) {
   return {reinterpret_cast<VectorU32>(a.v != a.v) | reinterpret_cast<VectorU32>(b.v != b.v)};
 }
-GUMBEL_EXT_INLINE RegU32 select(RegM32 m, RegU32 a, RegU32 b) { return {(m.v & a.v) | (~m.v & b.v)}; }
+GUMBEL_EXT_INLINE RegU32 select(RegM32 m, RegU32 a, RegU32 b) {
+  return {(m.v & a.v) | (~m.v & b.v)};
+}
 GUMBEL_EXT_INLINE RegU32 bits(RegF32 a) { return {reinterpret_cast<VectorU32>(a.v)}; }
 GUMBEL_EXT_INLINE RegF32 real(RegU32 a) { return {reinterpret_cast<VectorF32>(a.v)}; }
-GUMBEL_EXT_INLINE RegF32 select(RegM32 m, RegF32 a, RegF32 b) { return real(select(m, bits(a), bits(b))); }
+GUMBEL_EXT_INLINE RegF32 select(RegM32 m, RegF32 a, RegF32 b) {
+  return real(select(m, bits(a), bits(b)));
+}
 GUMBEL_EXT_INLINE RegF32 maximum(RegF32 a, RegF32 b) { return select(less(b, a), a, b); }
-GUMBEL_EXT_INLINE RegF32 to_real(RegU32 a) { return {__builtin_convertvector(reinterpret_cast<VectorI32>(a.v), VectorF32)}; }
+GUMBEL_EXT_INLINE RegF32 to_real(RegU32 a) {
+  return {__builtin_convertvector(reinterpret_cast<VectorI32>(a.v), VectorF32)};
+}
 GUMBEL_EXT_INLINE void store(float* p, RegF32 a) { std::memcpy(p, &a.v, sizeof a.v); }
 GUMBEL_EXT_INLINE void store_half(std::uint16_t* p, RegF32 a) {
   for (int i = 0; i < 4; ++i) p[i] = float_to_half(a.v[i]);
@@ -138,8 +152,12 @@ GUMBEL_EXT_INLINE float max_lanes(RegF32 a) {
 GUMBEL_EXT_INLINE RegF64 operator+(RegF64 a, RegF64 b) { return {a.v + b.v}; }
 GUMBEL_EXT_INLINE RegF64 operator-(RegF64 a, RegF64 b) { return {a.v - b.v}; }
 GUMBEL_EXT_INLINE RegF64 operator*(RegF64 a, RegF64 b) { return {a.v * b.v}; }
-GUMBEL_EXT_INLINE RegM64 less(RegF64 a, RegF64 b) { return {reinterpret_cast<VectorU64>(a.v < b.v)}; }
-GUMBEL_EXT_INLINE RegM64 equal(RegF64 a, RegF64 b) { return {reinterpret_cast<VectorU64>(a.v == b.v)}; }
+GUMBEL_EXT_INLINE RegM64 less(RegF64 a, RegF64 b) {
+  return {reinterpret_cast<VectorU64>(a.v < b.v)};
+}
+GUMBEL_EXT_INLINE RegM64 equal(RegF64 a, RegF64 b) {
+  return {reinterpret_cast<VectorU64>(a.v == b.v)};
+}
 GUMBEL_EXT_INLINE RegM64 either_nan(RegF64 a, RegF64 b) {
   return {reinterpret_cast<VectorU64>(a.v != a.v) | reinterpret_cast<VectorU64>(b.v != b.v)};
 }
@@ -155,16 +173,18 @@ GUMBEL_EXT_INLINE double max_lanes(RegF64 a) { return a.v[0] > a.v[1] ? a.v[0] :
 
 #if defined(__aarch64__)
 GUMBEL_EXT_INLINE RegF32 fma(RegF32 a, RegF32 b, RegF32 c) {
-  return {reinterpret_cast<VectorF32>(vfmaq_f32(reinterpret_cast<float32x4_t>(c.v), reinterpret_cast<float32x4_t>(a.v),
+  return {reinterpret_cast<VectorF32>(vfmaq_f32(reinterpret_cast<float32x4_t>(c.v),
+                                                reinterpret_cast<float32x4_t>(a.v),
                                                 reinterpret_cast<float32x4_t>(b.v)))};
 }
 GUMBEL_EXT_INLINE RegF64 fma(RegF64 a, RegF64 b, RegF64 c) {
-  return {reinterpret_cast<VectorF64>(vfmaq_f64(reinterpret_cast<float64x2_t>(c.v), reinterpret_cast<float64x2_t>(a.v),
+  return {reinterpret_cast<VectorF64>(vfmaq_f64(reinterpret_cast<float64x2_t>(c.v),
+                                                reinterpret_cast<float64x2_t>(a.v),
                                                 reinterpret_cast<float64x2_t>(b.v)))};
 }
 #else
-// A call into libm for every element would be slower than PyTorch's own path; this build rounds twice instead, and is
-// therefore the one whose last bits may differ from the others'.
+// A call into libm for every element would be slower than PyTorch's own path; this build rounds
+// twice instead, and is therefore the one whose last bits may differ from the others'.
 GUMBEL_EXT_INLINE RegF32 fma(RegF32 a, RegF32 b, RegF32 c) { return {a.v * b.v + c.v}; }
 GUMBEL_EXT_INLINE RegF64 fma(RegF64 a, RegF64 b, RegF64 c) { return {a.v * b.v + c.v}; }
 #endif
@@ -209,7 +229,9 @@ GUMBEL_EXT_INLINE RegM64 operator|(RegM64 a, RegM64 b) { return {a.v | b.v}; }
 GUMBEL_EXT_INLINE unsigned lane_bits(RegM32 m) {
   return (m.v[0] & 1u) | (m.v[1] & 2u) | (m.v[2] & 4u) | (m.v[3] & 8u);
 }
-GUMBEL_EXT_INLINE unsigned lane_bits(RegM64 m) { return static_cast<unsigned>((m.v[0] & 1u) | (m.v[1] & 2u)); }
+GUMBEL_EXT_INLINE unsigned lane_bits(RegM64 m) {
+  return static_cast<unsigned>((m.v[0] & 1u) | (m.v[1] & 2u));
+}
 GUMBEL_EXT_INLINE RegM32 nonzero_bytes(const std::uint8_t* p, RegF32) {
   const VectorU32 w{p[0], p[1], p[2], p[3]};
   return {reinterpret_cast<VectorU32>(w != VectorU32{})};
@@ -233,8 +255,9 @@ GUMBEL_EXT_INLINE RegWord operator+(RegWord a, RegWord b) { return {a.v + b.v}; 
 GUMBEL_EXT_INLINE RegWord operator^(RegWord a, RegWord b) { return {a.v ^ b.v}; }
 GUMBEL_EXT_INLINE RegProduct wide_multiply(RegWord a, RegWord multiplier) {
 #if defined(__aarch64__)
-  return {reinterpret_cast<VectorU64>(vmull_u32(vmovn_u64(reinterpret_cast<uint64x2_t>(a.v)),
-                                                vmovn_u64(reinterpret_cast<uint64x2_t>(multiplier.v))))};
+  return {reinterpret_cast<VectorU64>(
+      vmull_u32(vmovn_u64(reinterpret_cast<uint64x2_t>(a.v)),
+                vmovn_u64(reinterpret_cast<uint64x2_t>(multiplier.v))))};
 #else
   const VectorU64 low{0xFFFFFFFFu, 0xFFFFFFFFu};
   return {(a.v & low) * (multiplier.v & low)};
@@ -243,7 +266,8 @@ GUMBEL_EXT_INLINE RegProduct wide_multiply(RegWord a, RegWord multiplier) {
 GUMBEL_EXT_INLINE RegWord high_word(RegProduct p) { return {p.v >> 32}; }
 GUMBEL_EXT_INLINE RegWord low_word(RegProduct p) { return {p.v}; }
 // Writes c0 c1 c2 c3 of block 0, of block 1, ...
-GUMBEL_EXT_INLINE void interleave_words(std::uint32_t* out, RegWord c0, RegWord c1, RegWord c2, RegWord c3) {
+GUMBEL_EXT_INLINE void interleave_words(std::uint32_t* out, RegWord c0, RegWord c1, RegWord c2,
+                                        RegWord c3) {
   for (int i = 0; i < 2; ++i) {
     out[4 * i + 0] = static_cast<std::uint32_t>(c0.v[i]);
     out[4 * i + 1] = static_cast<std::uint32_t>(c1.v[i]);

@@ -1,6 +1,6 @@
-// csrc/cpu/kernels_avx512.cpp for machines without AVX-512: the same kernels, with SIMDe's emulation
-// of the intrinsics in place of the instructions. Compiled with -mavx2 -mfma -mf16c, so that an
-// emulated fma is two real ones and rounds once, as the bits that are compared demand.
+// csrc/cpu/kernels_avx512.cpp for machines without AVX-512: the same kernels, with SIMDe's
+// emulation of the intrinsics in place of the instructions. Compiled with -mavx2 -mfma -mf16c, so
+// that an emulated fma is two real ones and rounds once, as the bits that are compared demand.
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 
@@ -107,8 +107,8 @@ inline Scalar reduce_max(Vector a, Scalar first) {
 
 namespace gumbel_ext {
 namespace cpu {
-const KernelTable kAvx512Kernels = {
-    "avx512",      avx512::run,           avx512::split_step, avx512::split_settle,
-    avx512::noise, avx512::noise_from_words};
+const KernelTable kAvx512Kernels = {"avx512",           avx512::run,
+                                    avx512::split_step, avx512::split_settle,
+                                    avx512::noise,      avx512::noise_from_words};
 }  // namespace cpu
 }  // namespace gumbel_ext

@@ -1,10 +1,11 @@
-// The CPU kernels without PyTorch: every regime, type and op against a scalar reference in double, the same bits however
-// the work is cut, and nothing written outside. Built with the sanitizers by run_sanitizers.sh.
+// The CPU kernels without PyTorch: every regime, type and op against a scalar reference in double,
+// the same bits however the work is cut, and nothing written outside. Built with the sanitizers by
+// run_sanitizers.sh.
 //
 //   test_kernels [--quick] [--digest CAPABILITY]
 //
-// --digest prints one hash of every result that CAPABILITY's kernels computed, to compare machines that cannot run each
-// other's instructions.
+// --digest prints one hash of every result that CAPABILITY's kernels computed, to compare machines
+// that cannot run each other's instructions.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -28,7 +29,8 @@ void check(bool ok, const std::string& what) {
   if (!ok && failed <= 30) std::printf("FAILED %s\n", what.c_str());
 }
 
-// ---- element types ---------------------------------------------------------------------------------------------------
+// ---- element types
+// ---------------------------------------------------------------------------------------------------
 
 int size_of(ElementType type) {
   return type == ElementType::kFloat64 ? 8 : type == ElementType::kFloat32 ? 4 : 2;
@@ -108,15 +110,18 @@ void write_element(ElementType type, char* p, double value) {
   }
 }
 
-// ---- tensors ---------------------------------------------------------------------------------------------------------
+// ---- tensors
+// ---------------------------------------------------------------------------------------------------------
 
 // The memory orders of [outer, classes, inner] that problems come in.
 enum class Layout { kContiguous, kClassesFirst, kClassesLast, kPadded };
 
-// A strided buffer of exactly the size it needs, from an odd multiple of the element's size on, with guards around it.
+// A strided buffer of exactly the size it needs, from an odd multiple of the element's size on,
+// with guards around it.
 class Buffer {
  public:
-  Buffer(int element, std::int64_t outer, std::int64_t classes, std::int64_t inner, Layout layout) : element_(element) {
+  Buffer(int element, std::int64_t outer, std::int64_t classes, std::int64_t inner, Layout layout)
+      : element_(element) {
     switch (layout) {
       case Layout::kContiguous:
         strides_[0] = classes * inner, strides_[1] = inner, strides_[2] = 1;
@@ -131,18 +136,23 @@ class Buffer {
         strides_[0] = classes * (inner + 1) + 3, strides_[1] = inner + 1, strides_[2] = 1;
         break;
     }
-    count_ = (outer - 1) * strides_[0] + (classes - 1) * strides_[1] + (inner - 1) * strides_[2] + 1;
+    count_ =
+        (outer - 1) * strides_[0] + (classes - 1) * strides_[1] + (inner - 1) * strides_[2] + 1;
     contiguous_ = layout == Layout::kContiguous;
-    bytes_.assign(static_cast<std::size_t>((count_ + 2 * kGuard) * element), static_cast<char>(0xA5));
+    bytes_.assign(static_cast<std::size_t>((count_ + 2 * kGuard) * element),
+                  static_cast<char>(0xA5));
   }
 
   char* at(std::int64_t o, std::int64_t c, std::int64_t i) {
-    return bytes_.data() + (kGuard + o * strides_[0] + c * strides_[1] + i * strides_[2]) * element_;
+    return bytes_.data() +
+           (kGuard + o * strides_[0] + c * strides_[1] + i * strides_[2]) * element_;
   }
   bool guards_intact() const {
     const std::size_t guard = static_cast<std::size_t>(kGuard * element_);
     for (std::size_t i = 0; i < guard; ++i) {
-      if (bytes_[i] != static_cast<char>(0xA5) || bytes_[bytes_.size() - 1 - i] != static_cast<char>(0xA5)) return false;
+      if (bytes_[i] != static_cast<char>(0xA5) ||
+          bytes_[bytes_.size() - 1 - i] != static_cast<char>(0xA5))
+        return false;
     }
     return true;
   }
@@ -162,7 +172,8 @@ class Buffer {
   std::vector<char> bytes_;
 };
 
-// ---- reference -------------------------------------------------------------------------------------------------------
+// ---- reference
+// -------------------------------------------------------------------------------------------------------
 
 // Textbook Philox4x32-10, written apart from csrc/philox.h.
 std::uint32_t reference_word(std::uint64_t seed, std::uint64_t draw, std::uint64_t n) {
@@ -171,8 +182,9 @@ std::uint32_t reference_word(std::uint64_t seed, std::uint64_t draw, std::uint64
   std::uint32_t key[2] = {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
-    const std::uint32_t next[4] = {static_cast<std::uint32_t>(b >> 32) ^ c[1] ^ key[0], static_cast<std::uint32_t>(b),
-                                   static_cast<std::uint32_t>(a >> 32) ^ c[3] ^ key[1], static_cast<std::uint32_t>(a)};
+    const std::uint32_t next[4] = {
+        static_cast<std::uint32_t>(b >> 32) ^ c[1] ^ key[0], static_cast<std::uint32_t>(b),
+        static_cast<std::uint32_t>(a >> 32) ^ c[3] ^ key[1], static_cast<std::uint32_t>(a)};
     std::memcpy(c, next, sizeof c);
     key[0] += 0x9E3779B9u;
     key[1] += 0xBB67AE85u;
@@ -185,7 +197,8 @@ double reference_noise(std::uint64_t seed, std::uint64_t offset, std::uint64_t n
   return -std::log(-std::log((4294967295.0 - hi) * 0x1p-32 + (4294967295.5 - lo) * 0x1p-64));
 }
 
-// ---- cases -----------------------------------------------------------------------------------------------------------
+// ---- cases
+// -----------------------------------------------------------------------------------------------------------
 
 struct Case {
   ElementType type;
@@ -197,9 +210,9 @@ struct Case {
   std::string name() const {
     char text[160];
     std::snprintf(text, sizeof text, "%s [%lld, %lld, %lld] layout %d%s%s%s", name_of(type),
-                  static_cast<long long>(outer), static_cast<long long>(classes), static_cast<long long>(inner),
-                  static_cast<int>(layout), masked ? " masked" : "", tau_per_row ? " tau per row" : "",
-                  special ? " special values" : "");
+                  static_cast<long long>(outer), static_cast<long long>(classes),
+                  static_cast<long long>(inner), static_cast<int>(layout), masked ? " masked" : "",
+                  tau_per_row ? " tau per row" : "", special ? " special values" : "");
     return text;
   }
 };
@@ -211,9 +224,10 @@ struct Results {
   std::vector<char> soft_grad_tau, hard_grad_tau;
 
   bool operator==(const Results& o) const {
-    return soft == o.soft && hard == o.hard && soft_grad == o.soft_grad && hard_grad == o.hard_grad &&
-           soft_index == o.soft_index && hard_index == o.hard_index && only_index == o.only_index &&
-           soft_grad_tau == o.soft_grad_tau && hard_grad_tau == o.hard_grad_tau;
+    return soft == o.soft && hard == o.hard && soft_grad == o.soft_grad &&
+           hard_grad == o.hard_grad && soft_index == o.soft_index && hard_index == o.hard_index &&
+           only_index == o.only_index && soft_grad_tau == o.soft_grad_tau &&
+           hard_grad_tau == o.hard_grad_tau;
   }
 };
 
@@ -230,13 +244,16 @@ Data make_data(const Case& c) {
   std::mt19937 random(static_cast<unsigned>(c.classes * 31 + c.inner * 7 + c.outer));
   const auto rows = c.outer * c.inner, count = rows * c.classes;
   // Multiples of 1/16 that every type holds exactly.
-  const auto value = [&] { return static_cast<double>(static_cast<int>(random() % 129) - 64) / 16; };
+  const auto value = [&] {
+    return static_cast<double>(static_cast<int>(random() % 129) - 64) / 16;
+  };
   for (std::int64_t i = 0; i < count; ++i) {
     d.logits.push_back(value());
     d.grad.push_back(value() / 4);
     d.mask.push_back(!c.masked || random() % 4 != 0);
   }
-  for (std::int64_t r = 0; r < rows; ++r) d.tau.push_back(c.tau * (c.tau_per_row ? 0.5 + (random() % 100) / 100.0 : 1));
+  for (std::int64_t r = 0; r < rows; ++r)
+    d.tau.push_back(c.tau * (c.tau_per_row ? 0.5 + (random() % 100) / 100.0 : 1));
   const auto at = [&](std::int64_t o, std::int64_t k, std::int64_t i) {
     return static_cast<std::size_t>((o * c.classes + k) * c.inner + i);
   };
@@ -254,7 +271,8 @@ Data make_data(const Case& c) {
   return d;
 }
 
-Results compute(const KernelTable& table, const Case& c, const Data& d, Layout layout, int threads, bool split) {
+Results compute(const KernelTable& table, const Case& c, const Data& d, Layout layout, int threads,
+                bool split) {
   Problem p{};
   p.type = c.type;
   p.outer = c.outer;
@@ -270,8 +288,8 @@ Results compute(const KernelTable& table, const Case& c, const Data& d, Layout l
   const int element = size_of(c.type), wide = c.type == ElementType::kFloat64 ? 8 : 4;
   const std::int64_t rows = p.rows();
   const auto buffer = [&](int bytes) { return Buffer(bytes, c.outer, c.classes, c.inner, layout); };
-  Buffer logits = buffer(element), grad = buffer(element), mask = buffer(1), y = buffer(element), one_hot = buffer(element),
-         soft_grad = buffer(element), hard_grad = buffer(element);
+  Buffer logits = buffer(element), grad = buffer(element), mask = buffer(1), y = buffer(element),
+         one_hot = buffer(element), soft_grad = buffer(element), hard_grad = buffer(element);
   const auto each = [&](auto body) {
     for (std::int64_t o = 0; o < c.outer; ++o)
       for (std::int64_t k = 0; k < c.classes; ++k)
@@ -342,11 +360,13 @@ Results compute(const KernelTable& table, const Case& c, const Data& d, Layout l
   p.grad_tau = out.soft_grad_tau.data();
   run(Op::kBackward);
 
-  check(logits.guards_intact() && y.guards_intact() && one_hot.guards_intact() && soft_grad.guards_intact() &&
-            hard_grad.guards_intact(),
+  check(logits.guards_intact() && y.guards_intact() && one_hot.guards_intact() &&
+            soft_grad.guards_intact() && hard_grad.guards_intact(),
         c.name() + ": wrote outside a tensor");
   const auto collect = [&](Buffer& from, std::vector<char>& to) {
-    each([&](auto o, auto k, auto i, std::size_t) { to.insert(to.end(), from.at(o, k, i), from.at(o, k, i) + element); });
+    each([&](auto o, auto k, auto i, std::size_t) {
+      to.insert(to.end(), from.at(o, k, i), from.at(o, k, i) + element);
+    });
   };
   collect(y, out.soft);
   collect(one_hot, out.hard);
@@ -358,13 +378,16 @@ Results compute(const KernelTable& table, const Case& c, const Data& d, Layout l
 // Compares one case with the reference, row by row.
 void check_values(const Case& c, const Data& d, const Results& got) {
   const int element = size_of(c.type);
-  const double eps = epsilon_of(c.type), working = c.type == ElementType::kFloat64 ? 0x1p-52 : 0x1p-23;
+  const double eps = epsilon_of(c.type),
+               working = c.type == ElementType::kFloat64 ? 0x1p-52 : 0x1p-23;
   bool soft_ok = true, hard_ok = true, index_ok = true, grad_ok = true, tau_ok = true;
   std::vector<double> z(static_cast<std::size_t>(c.classes)), y(z), h(z);
   for (std::int64_t o = 0; o < c.outer; ++o) {
     for (std::int64_t i = 0; i < c.inner; ++i) {
       const auto row = static_cast<std::size_t>(o * c.inner + i);
-      const auto at = [&](std::int64_t k) { return static_cast<std::size_t>((o * c.classes + k) * c.inner + i); };
+      const auto at = [&](std::int64_t k) {
+        return static_cast<std::size_t>((o * c.classes + k) * c.inner + i);
+      };
       const auto value = [&](const std::vector<char>& from, std::int64_t k) {
         return read_element(c.type, from.data() + at(k) * static_cast<std::size_t>(element));
       };
@@ -383,13 +406,18 @@ void check_values(const Case& c, const Data& d, const Results& got) {
       }
       const std::int64_t index = got.soft_index[row];
       index_ok = index_ok && got.hard_index[row] == index && got.only_index[row] == index;
-      const bool forbidden = first_allowed < 0, nan = !forbidden && (first_nan >= 0 || top == -HUGE_VAL);
+      const bool forbidden = first_allowed < 0,
+                 nan = !forbidden && (first_nan >= 0 || top == -HUGE_VAL);
       if (forbidden || nan) {
-        index_ok = index_ok && index == (forbidden ? -1 : first_nan >= 0 ? first_nan : first_allowed);
+        index_ok = index_ok && index == (forbidden        ? -1
+                                         : first_nan >= 0 ? first_nan
+                                                          : first_allowed);
         for (std::int64_t k = 0; k < c.classes; ++k) {
           const double soft = value(got.soft, k), hard = value(got.hard, k);
-          soft_ok = soft_ok && (forbidden ? soft == 0 && value(got.soft_grad, k) == 0 && value(got.hard_grad, k) == 0
-                                          : soft != soft && value(got.hard_grad, k) != value(got.hard_grad, k));
+          soft_ok =
+              soft_ok &&
+              (forbidden ? soft == 0 && value(got.soft_grad, k) == 0 && value(got.hard_grad, k) == 0
+                         : soft != soft && value(got.hard_grad, k) != value(got.hard_grad, k));
           hard_ok = hard_ok && (forbidden ? hard == 0 : hard != hard);
         }
         continue;
@@ -413,16 +441,20 @@ void check_values(const Case& c, const Data& d, const Results& got) {
         const auto kk = static_cast<std::int64_t>(k);
         const double gradient = y[k] * (h[k] - dot) / tau;
         if (y[k] > 0) log_dot += std::log(y[k]) * gradient * tau;
-        soft_ok = soft_ok && std::fabs(value(got.soft, kk) - y[k]) <= tolerance * y[k] + 1e-7 * eps + 0x1p-24;
+        soft_ok = soft_ok &&
+                  std::fabs(value(got.soft, kk) - y[k]) <= tolerance * y[k] + 1e-7 * eps + 0x1p-24;
         hard_ok = hard_ok && value(got.hard, kk) == (kk == index ? 1 : 0);
         const double slack = 2 * tolerance * scale / tau + 0x1p-24;
         grad_ok = grad_ok && std::fabs(value(got.soft_grad, kk) - gradient) <= slack &&
                   std::fabs(value(got.hard_grad, kk) - gradient) <= slack;
       }
-      const ElementType wide = c.type == ElementType::kFloat64 ? ElementType::kFloat64 : ElementType::kFloat32;
-      const double dtau = read_element(wide, got.hard_grad_tau.data() + row * static_cast<std::size_t>(size_of(wide)));
-      tau_ok = tau_ok && std::fabs(dtau + log_dot / tau) <=
-                             64 * spread * working * scale * spread / tau + 0x1p-20 * (wide == ElementType::kFloat32);
+      const ElementType wide =
+          c.type == ElementType::kFloat64 ? ElementType::kFloat64 : ElementType::kFloat32;
+      const double dtau = read_element(
+          wide, got.hard_grad_tau.data() + row * static_cast<std::size_t>(size_of(wide)));
+      tau_ok = tau_ok &&
+               std::fabs(dtau + log_dot / tau) <= 64 * spread * working * scale * spread / tau +
+                                                      0x1p-20 * (wide == ElementType::kFloat32);
     }
   }
   check(soft_ok, c.name() + ": soft values");
@@ -453,19 +485,24 @@ std::uint64_t hash_elements(std::uint64_t h, ElementType type, const std::vector
 }
 
 std::uint64_t digest(const Case& c, const Results& r) {
-  const ElementType wide = c.type == ElementType::kFloat64 ? ElementType::kFloat64 : ElementType::kFloat32;
+  const ElementType wide =
+      c.type == ElementType::kFloat64 ? ElementType::kFloat64 : ElementType::kFloat32;
   std::uint64_t h = 0xCBF29CE484222325ull;
-  for (const auto* values : {&r.soft, &r.hard, &r.soft_grad, &r.hard_grad}) h = hash_elements(h, c.type, *values);
-  for (const auto* values : {&r.soft_grad_tau, &r.hard_grad_tau}) h = hash_elements(h, wide, *values);
-  for (const auto* index : {&r.soft_index, &r.hard_index, &r.only_index}) h = hash(h, index->data(), index->size() * 8);
+  for (const auto* values : {&r.soft, &r.hard, &r.soft_grad, &r.hard_grad})
+    h = hash_elements(h, c.type, *values);
+  for (const auto* values : {&r.soft_grad_tau, &r.hard_grad_tau})
+    h = hash_elements(h, wide, *values);
+  for (const auto* index : {&r.soft_index, &r.hard_index, &r.only_index})
+    h = hash(h, index->data(), index->size() * 8);
   return h;
 }
 
 std::vector<Case> make_cases(bool quick) {
   std::vector<Case> cases;
-  const std::vector<ElementType> types = {ElementType::kFloat32, ElementType::kFloat64, ElementType::kBFloat16,
-                                          ElementType::kFloat16};
-  const std::int64_t many[] = {1, 2, 7, 8, 9, 15, 16, 17, 64, 1023, 1024, 1025, 2047, 2048, 2049, 5000};
+  const std::vector<ElementType> types = {ElementType::kFloat32, ElementType::kFloat64,
+                                          ElementType::kBFloat16, ElementType::kFloat16};
+  const std::int64_t many[] = {1,  2,    7,    8,    9,    15,   16,   17,
+                               64, 1023, 1024, 1025, 2047, 2048, 2049, 5000};
   const std::int64_t few[] = {1, 2, 8, 9, 17, 1025, 2049};
   const std::int64_t inners[] = {1, 2, 7, 15, 16, 17, 64, 65, 130};
   const std::int64_t few_inners[] = {1, 3, 17, 65};
@@ -477,8 +514,9 @@ std::vector<Case> make_cases(bool quick) {
                                         : std::vector<std::int64_t>(many, many + 16)) {
         const std::int64_t outer = classes * inner > 20000 ? 1 : classes > 500 ? 3 : 21;
         for (int variant = 0; variant < (quick ? 1 : 2); ++variant, ++turn) {
-          cases.push_back(Case{type, outer, classes, inner, static_cast<Layout>(turn % 4), turn % 3 == 0, turn % 5 < 2,
-                               turn % 2 == 0, turn % 7 == 0 ? 0.1 : 0.8});
+          cases.push_back(Case{type, outer, classes, inner, static_cast<Layout>(turn % 4),
+                               turn % 3 == 0, turn % 5 < 2, turn % 2 == 0,
+                               turn % 7 == 0 ? 0.1 : 0.8});
         }
       }
     }
@@ -499,12 +537,16 @@ int main(int argc, char** argv) {
   const int count = available_kernels(tables);
   const std::vector<Case> cases = make_cases(quick);
 
+#if defined(GUMBEL_EXT_EMULATED_AVX512)
+  if (wanted == "avx512") tables[0] = &kAvx512Kernels;
+#endif
   if (!wanted.empty()) {
     for (int i = 0; i < count; ++i) {
       if (wanted != tables[i]->capability) continue;
       std::uint64_t h = 0;
       for (const Case& c : cases) {
-        const std::uint64_t one = digest(c, compute(*tables[i], c, make_data(c), c.layout, 1, false));
+        const std::uint64_t one =
+            digest(c, compute(*tables[i], c, make_data(c), c.layout, 1, false));
         h = hash(h, &one, sizeof one);
       }
       std::printf("%016llx\n", static_cast<unsigned long long>(h));
@@ -525,8 +567,10 @@ int main(int argc, char** argv) {
         check(digest(c, compute(table, c, d, c.layout, threads, false)) == digest(c, base),
               c.name() + ": bits depend on the number of threads");
       }
-      const Layout other = c.layout == Layout::kContiguous ? Layout::kClassesLast : Layout::kContiguous;
-      check(digest(c, compute(table, c, d, other, 1, false)) == digest(c, base), c.name() + ": bits depend on layout");
+      const Layout other =
+          c.layout == Layout::kContiguous ? Layout::kClassesLast : Layout::kContiguous;
+      check(digest(c, compute(table, c, d, other, 1, false)) == digest(c, base),
+            c.name() + ": bits depend on layout");
       if (c.inner == 1) {
         check(digest(c, compute(table, c, d, c.layout, 3, true)) == digest(c, base),
               c.name() + ": bits of a row shared among threads");
