@@ -91,8 +91,8 @@ def gumbel_softmax(
         E_i \sim \operatorname{Exp}(1)
 
     (Jang et al., eq. 2; Maddison et al., eq. 10). With ``hard=True`` the value is the one-hot
-    vector of :math:`\arg\max_i (l_i + g_i)`, an exact sample from :math:`\operatorname{softmax}(l)`,
-    and the gradient is that of the soft sample (straight-through). Nothing of the size of the soft
+    vector of :math:`\arg\max_i (l_i + g_i)`, an exact sample from
+    :math:`\operatorname{softmax}(l)`, and the gradient is that of the soft sample (straight-through). Nothing of the size of the soft
     sample is then stored: the backward recomputes it.
 
     Args:
@@ -103,7 +103,7 @@ def gumbel_softmax(
             ``logits`` with ``dim`` reduced to 1 and receives a gradient. Under ``torch.compile`` a
             temperature that changes is best passed as a tensor.
         hard: whether to return one-hot samples with the straight-through gradient.
-        eps: accepted for the signature of :func:`torch.nn.functional.gumbel_softmax`; has no effect.
+        eps: has no effect; part of the signature of :func:`torch.nn.functional.gumbel_softmax`.
         dim: dimension of the classes, along which ``y`` sums to 1.
         mask: bool tensor that broadcasts to ``logits``; True = may be chosen. A row without any
             True gives zeros, index -1 and zero gradient.
@@ -122,8 +122,8 @@ def gumbel_softmax(
         TypeError: ``logits``, ``mask``, ``tau``, ``rng_state`` or ``generator`` is of a wrong type
             or dtype.
         ValueError: ``tau`` is not positive and finite, ``tau`` or ``mask`` does not broadcast,
-            ``rng_state`` is not of shape ``[2]``, both ``generator`` and ``rng_state`` are given, or
-            devices differ.
+            ``rng_state`` is not of shape ``[2]``, both ``generator`` and ``rng_state`` are given,
+            or devices differ.
         IndexError: ``dim`` is out of range.
 
     Example:
@@ -194,10 +194,11 @@ def gumbel_noise(
     r"""Returns the Gumbel(0, 1) noise that the other functions add to their logits.
 
     .. math::
-        g = -\log\big(-\log(1 - v)\big), \qquad v \in (0, 1) \text{ on a grid of } 2^{64} \text{ points}
+        g = -\log\big(-\log(1 - v)\big), \qquad v \in \{(j + 1/2) / 2^{64}\}
 
-    For the same state, ``gumbel_softmax(logits)`` is ``softmax((logits + gumbel_noise(logits.shape))
-    / tau)`` up to rounding. Values lie in about (-3.8, 45); none is ever infinite.
+    with ``j`` a uniform 64-bit integer. For the same state, ``gumbel_softmax(logits)`` is
+    ``softmax((logits + gumbel_noise(logits.shape)) / tau)`` up to rounding. Values lie in about
+    (-3.8, 45); none is ever infinite.
 
     Args:
         size: shape of the result.
