@@ -92,8 +92,9 @@ def gumbel_softmax(
 
     (Jang et al., eq. 2; Maddison et al., eq. 10). With ``hard=True`` the value is the one-hot
     vector of :math:`\arg\max_i (l_i + g_i)`, an exact sample from
-    :math:`\operatorname{softmax}(l)`, and the gradient is that of the soft sample (straight-through). Nothing of the size of the soft
-    sample is then stored: the backward recomputes it.
+    :math:`\operatorname{softmax}(l)`, and the gradient is that of the soft sample
+    (straight-through). Nothing of the size of the soft sample is then stored: the backward
+    recomputes it.
 
     Args:
         logits: unnormalised log-probabilities, any shape, float16, bfloat16, float32 or float64.
