@@ -232,6 +232,20 @@ GUMBEL_EXT_INLINE F exponential_from_tail_words(Words hi, Words lo) {
   return exponential_from_tail(fma(to_real(hi ^ flip), T::splat(0x1p-32f), below), as_mask(flip));
 }
 
+// An upper bound of the float32 noise, from the first word alone and without a logarithm. With
+// w = floor(hi / 2^20), v >= w 2^-12, and E >= v, so
+//     g = -log E <= 12 ln 2 - ln 2 log2(w),      log2(2^e (1 + m)) >= e + m = bits(w) / 2^23 - 127
+// where the bits of 0 make the bound 96: above all noise, so that needs_low_word() is implied.
+// bits(w) ends in zeros and is exact as a float; the slack covers the rounding of the noise.
+template <class F, class Words>
+GUMBEL_EXT_INLINE F gumbel_upper_bound(Words hi) {
+  using T = RealTraits<F>;
+  using N = Numerics<typename T::Scalar>;
+  constexpr float slack = 0x1p-14f;
+  const F w_bits = to_real(bits(to_real(shift_right(hi, Int<20>()))));
+  return fma(w_bits, T::splat(-0x1p-23f * N::ln2), T::splat((127 + 12) * N::ln2 + slack));
+}
+
 // float64, from both words given as real numbers. Complements are exact; v is rounded once.
 template <class F>
 GUMBEL_EXT_INLINE F exponential_from_real_words(F hi, F lo) {

@@ -122,68 +122,56 @@ class NoiseSource {
   PhiloxStream<RegWord> streams_[2];
 };
 
-// Noise for runs of positions, in the precision of Scalar. The words are made in a first loop and
-// read back in a second: the two together would need more registers than there are.
+// Replaces those of 16 exponential variates, of positions n, n + 1, ... with the given first words,
+// that need their second word.
+__attribute__((noinline, cold)) inline void resolve_tails(NoiseSource& source, std::uint64_t n,
+                                                          const std::uint32_t* high,
+                                                          float* exponential) {
+  std::uint32_t low[2 * kLanes + NoiseSource::kSlack];
+  source.fill(1, n >> 2, kLanes / 4 + 1, low);
+  const U32 hi = load_words(high);
+  const F32 resolved = exponential_from_tail_words<F32>(hi, load_words(low + (n & 3)));
+  store(exponential, select(needs_low_word<F32>(hi), resolved, load(exponential)));
+}
+
+// Standard exponential variates for runs of positions, in the precision of Scalar: the noise is
+// -log of them. Words, exponentials and logarithms are made in a loop each. One loop over all three
+// would need more registers than there are, and so long a chain of operations in one iteration
+// leaves a processor too few iterations to work on at once.
 template <class Scalar>
-class GumbelSpan;
+class ExponentialSpan;
 
 template <>
-class GumbelSpan<float> {
+class ExponentialSpan<float> {
  public:
   static constexpr std::int64_t kCapacity = 512;
 
   // Makes at most kCapacity - 3 positions, from n on, ready.
   void prepare(NoiseSource& source, std::uint64_t n, std::int64_t count) {
-    source_ = &source;
-    first_ = n & ~std::uint64_t{3};
     skip_ = static_cast<int>(n & 3);
-    source.fill(0, n >> 2, (skip_ + count + 3) / 4, high_);
-  }
-
-  // log E, the negative of the noise, of 16 * packs positions from n + at on.
-  template <int packs>
-  GUMBEL_EXT_INLINE void log_exponential(std::int64_t at, F32 (&log_e)[packs]) const {
-    const std::uint32_t* high = high_ + skip_ + at;
-    M32 in_tail[packs];
-#pragma GCC unroll 4
-    for (int i = 0; i < packs; ++i) {
-      const U32 hi = load_words(high + kLanes * i);
-      in_tail[i] = needs_low_word<F32>(hi);
-      log_e[i] = log_positive(exponential_from_high_word<F32>(hi));
-    }
-    M32 any_in_tail = in_tail[0];
-#pragma GCC unroll 4
-    for (int i = 1; i < packs; ++i) any_in_tail = any_in_tail | in_tail[i];
-    if (__builtin_expect(any(any_in_tail), 0)) {
-#pragma GCC unroll 4
-      for (int i = 0; i < packs; ++i) {
-        float buffer[kLanes];
-        store(buffer, log_e[i]);
-        resolve_tails(skip_ + at + kLanes * i, buffer);
-        log_e[i] = load(buffer);
+    const std::int64_t words = skip_ + count;
+    source.fill(0, n >> 2, (words + 3) / 4, high_);
+    for (std::int64_t i = 0; i < words; i += kLanes) {
+      const U32 hi = load_words(high_ + i);
+      store(exponential_ + i, exponential_from_high_word<F32>(hi));
+      if (__builtin_expect(any(needs_low_word<F32>(hi)), 0)) {
+        resolve_tails(source, (n & ~std::uint64_t{3}) + static_cast<std::uint64_t>(i), high_ + i,
+                      exponential_ + i);
       }
     }
   }
 
- private:
-  __attribute__((noinline, cold)) void resolve_tails(std::int64_t at, float* log_e) const {
-    std::uint32_t low[2 * kLanes + NoiseSource::kSlack];
-    const std::uint64_t n = first_ + static_cast<std::uint64_t>(at);
-    source_->fill(1, n >> 2, kLanes / 4 + 1, low);
-    const U32 hi = load_words(high_ + at);
-    const U32 lo = load_words(low + (n & 3));
-    const F32 resolved = log_positive(exponential_from_tail_words<F32>(hi, lo));
-    store(log_e, select(needs_low_word<F32>(hi), resolved, load(log_e)));
-  }
+  // E of 16 positions from n + at on.
+  GUMBEL_EXT_INLINE F32 at(std::int64_t at) const { return load(exponential_ + skip_ + at); }
 
-  NoiseSource* source_ = nullptr;
-  std::uint64_t first_ = 0;
+ private:
   int skip_ = 0;
   alignas(64) std::uint32_t high_[kCapacity + NoiseSource::kSlack + kLanes];
+  alignas(64) float exponential_[kCapacity + NoiseSource::kSlack + kLanes];
 };
 
 template <>
-class GumbelSpan<double> {
+class ExponentialSpan<double> {
  public:
   static constexpr std::int64_t kCapacity = 512;
 
@@ -193,13 +181,9 @@ class GumbelSpan<double> {
     source.fill(1, n >> 2, (skip_ + count + 3) / 4, low_);
   }
 
-  template <int packs>
-  GUMBEL_EXT_INLINE void log_exponential(std::int64_t at, F64 (&log_e)[packs]) const {
-    for (int i = 0; i < packs; ++i) {
-      const std::int64_t word = skip_ + at + kLanes * i;
-      log_e[i] = log_positive(
-          exponential_from_real_words(load_real_words(high_ + word), load_real_words(low_ + word)));
-    }
+  GUMBEL_EXT_INLINE F64 at(std::int64_t at) const {
+    return exponential_from_real_words(load_real_words(high_ + skip_ + at),
+                                       load_real_words(low_ + skip_ + at));
   }
 
  private:
@@ -221,30 +205,20 @@ void add_gumbel_noise(NoiseSource& source, std::uint64_t n, std::int64_t count, 
                       const T* x_end, const std::uint8_t* allowed, const std::uint8_t* allowed_end,
                       A* z, const A* z_end) {
   using F = Vector<A>;
-  constexpr int packs = sizeof(A) == sizeof(float) ? kPacksInFlight : 1;
-  constexpr std::int64_t group = packs * kLanes;
-  GumbelSpan<A> span;
+  ExponentialSpan<A> span;
   while (count > 0) {
     // Spans end on a multiple of four positions, so that only the first one is unaligned.
     const std::int64_t take =
-        std::min<std::int64_t>(count, GumbelSpan<A>::kCapacity - static_cast<int>(n & 3));
+        std::min<std::int64_t>(count, ExponentialSpan<A>::kCapacity - static_cast<int>(n & 3));
     span.prepare(source, n, take);
     std::int64_t j = 0;
-    for (; j + group <= take && x_end - (x + j) >= group; j += group) {
-      F log_e[packs];
-      span.template log_exponential<packs>(j, log_e);
-#pragma GCC unroll 4
-      for (int i = 0; i < packs; ++i) {
-        const std::int64_t at = j + kLanes * i;
-        F sum = load(x + at) - log_e[i];
-        if (allowed) sum = forbid<A>(allowed + at, kLanes, allowed_end, sum);
-        store(z + at, sum);
-      }
+    for (; j + kLanes <= take && x_end - (x + j) >= kLanes; j += kLanes) {
+      F sum = load(x + j) - log_positive(span.at(j));
+      if (allowed) sum = forbid<A>(allowed + j, kLanes, allowed_end, sum);
+      store(z + j, sum);
     }
     for (; j < take; j += kLanes) {
-      F log_e[1];
-      span.template log_exponential<1>(j, log_e);
-      F sum = load_run(x + j, take - j, x_end) - log_e[0];
+      F sum = load_run(x + j, take - j, x_end) - log_positive(span.at(j));
       if (allowed) sum = forbid<A>(allowed + j, take - j, allowed_end, sum);
       store_run(z + j, sum, take - j, take - j >= kLanes ? z + j + kLanes : z_end);
     }

@@ -5,6 +5,7 @@
 
 #include "noise_span.h"
 #include "problem.h"
+#include "search.h"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
@@ -48,67 +49,6 @@ inline float widened<float, BFloat16>(BFloat16 value) {
   float out;
   std::memcpy(&out, &high, sizeof out);
   return out;
-}
-
-// The largest of the noisy logits seen so far, and where. A NaN ends the search: its row is NaN and
-// its index is the first.
-template <class A>
-struct Best {
-  A value = -std::numeric_limits<A>::infinity();
-  std::int64_t index = 0;
-  bool nan = false;
-};
-
-template <class A>
-inline std::int64_t first_nan(const A* z, std::int64_t count) {
-  for (std::int64_t j = 0; j < count; ++j) {
-    if (z[j] != z[j]) return j;
-  }
-  return count;
-}
-
-template <class A>
-inline std::int64_t first_equal(const A* z, std::int64_t count, const A* z_end, A value) {
-  using F = Vector<A>;
-  const F wanted = RealTraits<F>::splat(value);
-  for (std::int64_t j = 0; j < count; j += kLanes) {
-    const unsigned found = lane_bits(equal(load_run(z + j, count - j, z_end), wanted));
-    if (found) return j + __builtin_ctz(found);
-  }
-  return 0;
-}
-
-// Continues the search over z[0..count), classes base, base + 1, ...
-template <class A>
-inline void update_best(Best<A>& best, const A* z, std::int64_t count, const A* z_end,
-                        std::int64_t base) {
-  using F = Vector<A>;
-  if (best.nan) return;
-  const F lowest = RealTraits<F>::splat(-std::numeric_limits<A>::infinity());
-  F high = lowest;
-  typename RealTraits<F>::Mask nan = either_nan(high, high);
-  std::int64_t j = 0;
-  for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
-    const F a = load(z + j), b = load(z + j + kLanes);
-    high = maximum(b, maximum(a, high));
-    nan = nan | either_nan(a, b);
-  }
-  for (; j < count; j += kLanes) {
-    const F a = select(first_lanes<F>(static_cast<int>(std::min<std::int64_t>(count - j, kLanes))),
-                       load_run(z + j, count - j, z_end), lowest);
-    high = maximum(a, high);
-    nan = nan | either_nan(a, a);
-  }
-  if (__builtin_expect(any(nan), 0)) {
-    best.nan = true;
-    best.index = base + first_nan(z, count);
-    return;
-  }
-  const A value = largest(high);
-  if (value > best.value) {
-    best.value = value;
-    best.index = base + first_equal(z, count, z_end, value);
-  }
 }
 
 // log2(e) / tau, and 1 / tau, kept inside the normal range: an infinite or zero factor would turn 0
@@ -213,26 +153,6 @@ inline A log_dot_chunk(const Y* y, const Y* y_end, const G* grad, const G* grad_
                        term, RealTraits<F>::splat(0));
   }
   return sum(total);
-}
-
-// What to do with a row once its best class is known.
-enum class RowKind { kOrdinary, kNaN, kForbidden };
-
-// Settles rows without an ordinary winner: a NaN among the logits, or nothing above -inf.
-// `allowed_at(c)` says whether the mask allows class c; a row that it forbids entirely is defined
-// (zeros, index -1), one whose allowed logits are all -inf is NaN, as softmax gives.
-template <class A, class AllowedAt>
-inline RowKind classify_row(Best<A>& best, std::int64_t classes, AllowedAt allowed_at) {
-  if (best.nan) return RowKind::kNaN;
-  if (best.value > -std::numeric_limits<A>::infinity()) return RowKind::kOrdinary;
-  for (std::int64_t c = 0; c < classes; ++c) {
-    if (allowed_at(c)) {
-      best.index = c;
-      return RowKind::kNaN;
-    }
-  }
-  best.index = -1;
-  return RowKind::kForbidden;
 }
 
 template <class T>

@@ -16,7 +16,8 @@ class RowWorker {
   using A = typename ComputeType<T>::type;
   using F = Vector<A>;
 
-  explicit RowWorker(const Problem& problem) : p_(problem), noise_(problem.seed, problem.offset) {}
+  explicit RowWorker(const Problem& problem)
+      : p_(problem), noise_(problem.seed, problem.offset), search_(noise_) {}
 
   // ---- kRows
   // -------------------------------------------------------------------------------------------------------
@@ -66,10 +67,13 @@ class RowWorker {
         Best<A> best;
         for (std::int64_t c = begin; c < end; c += kChunk) {
           const std::int64_t count = std::min(kChunk, end - c);
-          A* z = work ? work + c : z_buffer_;
-          noisy_logits(split.row, c, count, z, z + count);
-          Best<A> before = best;
-          update_best(best, z, count, z + count, c);
+          const Best<A> before = best;
+          if (work) {
+            noisy_logits(split.row, c, count, work + c, work + c + count);
+            update_best(best, work + c, count, work + c + count, c);
+          } else {
+            search_chunk(best, split.row, c, count);
+          }
           ChunkState& state = split.chunks[c / kChunk];
           const bool better = (best.nan && !before.nan) || best.value > before.value;
           state.nan = best.nan && !before.nan;
@@ -303,33 +307,75 @@ class RowWorker {
 
   void pick_rows(std::int64_t row, std::int64_t rows) {
     const std::int64_t classes = p_.classes;
-    if (classes <= kTile) noisy_rows(row, rows, z_buffer_, z_buffer_ + kTile + kLanes);
     const bool cleared = p_.output && p_.output.contiguous && p_.inner == 1;
     if (cleared) {
       std::memset(static_cast<void*>(p_.output.as<T>() + row * classes), 0,
                   static_cast<std::size_t>(rows * classes) * sizeof(T));
     }
-    if (classes <= kLanes / 2) {
-      short_pick_rows<typename HalfOf<F>::type>(row, rows, cleared);
-      return;
-    }
     if (classes <= kLanes) {
-      short_pick_rows<F>(row, rows, cleared);
+      noisy_rows(row, rows, z_buffer_, z_buffer_ + kTile + kLanes);
+      if (classes <= kLanes / 2) {
+        short_pick_rows<typename HalfOf<F>::type>(row, rows, cleared);
+      } else {
+        short_pick_rows<F>(row, rows, cleared);
+      }
       return;
     }
+    if (classes > kTile) {
+      for (std::int64_t r = 0; r < rows; ++r) {
+        Best<A> best;
+        for (std::int64_t c = 0; c < classes; c += kChunk) {
+          search_chunk(best, row + r, c, std::min(kChunk, classes - c));
+        }
+        settle_pick(row + r, best, cleared);
+      }
+      return;
+    }
+    const Run<const T> x = read_rows(p_, p_.logits, row, rows, x_buffer_, kTile + kLanes);
+    Run<const std::uint8_t> allowed{nullptr, nullptr};
+    if (p_.mask) allowed = read_rows(p_, p_.mask, row, rows, mask_buffer_, kTile + kLanes);
+    prepare_search(position(row, 0), rows * classes, x, allowed);
     for (std::int64_t r = 0; r < rows; ++r) {
       Best<A> best;
-      if (classes <= kTile) {
-        update_best(best, z_buffer_ + r * classes, classes, z_buffer_ + kTile + kLanes, 0);
-      } else {
-        for (std::int64_t c = 0; c < classes; c += kChunk) {
-          const std::int64_t count = std::min(kChunk, classes - c);
-          noisy_logits(row + r, c, count, z_buffer_, z_buffer_ + count);
-          update_best(best, z_buffer_, count, z_buffer_ + count, c);
-        }
-      }
+      update_search(best, r * classes, classes, 0, x, allowed);
       settle_pick(row + r, best, cleared);
     }
+  }
+
+  // Continues the search over classes c, ..., c + count - 1 of a row; inner == 1.
+  void search_chunk(Best<A>& best, std::int64_t row, std::int64_t c, std::int64_t count) {
+    const Run<const T> x = read_chunk(p_.logits, row, c, count, x_buffer_);
+    Run<const std::uint8_t> allowed{nullptr, nullptr};
+    if (p_.mask) allowed = read_chunk(p_.mask, row, c, count, mask_buffer_);
+    prepare_search(position(row, c), count, x, allowed);
+    update_search(best, 0, count, c, x, allowed);
+  }
+
+  // Long float32 rows are searched by bounds, others through their noisy logits: in a short row too
+  // many classes lead for a while (measured: level at about 150 classes).
+  static constexpr std::int64_t kMinBoundedClasses = 192;
+  bool bounded() const {
+    return std::is_same_v<A, float> && p_.classes >= kMinBoundedClasses;
+  }
+  void prepare_search(std::uint64_t n, std::int64_t count, const Run<const T>& x,
+                      const Run<const std::uint8_t>& allowed) {
+    if (bounded()) {
+      search_.prepare(n, count);
+    } else {
+      add_gumbel_noise(noise_, n, count, x.data, x.end, allowed.data, allowed.end, z_buffer_,
+                       static_cast<const A*>(z_buffer_ + kTile + kLanes));
+    }
+  }
+  void update_search(Best<A>& best, std::int64_t at, std::int64_t count, std::int64_t base,
+                     const Run<const T>& x, const Run<const std::uint8_t>& allowed) {
+    if constexpr (std::is_same_v<A, float>) {
+      if (bounded()) {
+        search_.update(best, at, x.data + at, x.end, allowed.data ? allowed.data + at : nullptr,
+                       allowed.end, count, base);
+        return;
+      }
+    }
+    update_best(best, z_buffer_ + at, count, z_buffer_ + kTile + kLanes, base);
   }
 
   template <class V>
@@ -337,17 +383,20 @@ class RowWorker {
     const std::int64_t classes = p_.classes;
     const auto used = first_lanes<V>(static_cast<int>(classes));
     const V lowest = RealTraits<V>::splat(-std::numeric_limits<A>::infinity());
+    const bool direct = cleared || !p_.output;
     T* out = cleared ? p_.output.as<T>() + row * classes : nullptr;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const A* z = z_buffer_ + r * classes;
-      Best<A> best;
-      const int at = short_best(select(used, load_as<V>(z), lowest), best.value);
-      if (__builtin_expect(at >= 0 && (cleared || !p_.output), 1)) {
-        if (p_.index) p_.index[row + r] = at;
-        if (out) out[r * classes + at] = one_;
+    std::int64_t* index = p_.index ? p_.index + row : nullptr;
+    const A* z = z_buffer_;
+    const T one = one_;
+    for (std::int64_t r = 0; r < rows; ++r, z += classes) {
+      A top;
+      const int at = short_best(select(used, load_as<V>(z), lowest), top);
+      if (__builtin_expect(at >= 0 && direct, 1)) {
+        if (index) index[r] = at;
+        if (out) out[r * classes + at] = one;
         continue;
       }
-      best = Best<A>();
+      Best<A> best;
       update_best(best, z, classes, z + classes, 0);
       settle_pick(row + r, best, cleared);
     }
@@ -553,6 +602,7 @@ class RowWorker {
   alignas(64) T y_buffer_[kTile + kLanes];
   alignas(64) T out_tile_[kTile + kLanes];
   alignas(64) std::uint8_t mask_buffer_[kTile + kLanes];
+  BoundedSearch search_;
   Scratch<A> z_scratch_, soft_scratch_;
   Scratch<T> y_scratch_, grad_scratch_, out_scratch_;
 };

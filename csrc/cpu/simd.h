@@ -8,6 +8,7 @@
 // of a real type:
 //   maximum(a, b)         b where either is NaN
 //   either_nan(a, b)      mask of lanes where a or b is NaN
+//   not_at_most(a, b)     mask of lanes where a > b, or a or b is NaN; float32 only
 //   add_lanes(a)          lanes i and i + half first, then halves of that: a fixed tree
 //   lane_bits(mask)       lane i in bit i
 //   nonzero_bytes(p, F)   mask of lanes i with p[i] != 0
@@ -125,6 +126,7 @@ GUMBEL_EXT_REAL(RegF32, RegM32)
 GUMBEL_EXT_REAL(RegF64, RegM64)
 GUMBEL_EXT_INTEGER(RegU32)
 GUMBEL_EXT_INTEGER(RegU64)
+GUMBEL_EXT_BINARY(not_at_most, RegF32, RegM32)
 GUMBEL_EXT_BINARY(operator-, RegU32, RegU32)
 GUMBEL_EXT_BINARY(operator^, RegU32, RegU32)
 GUMBEL_EXT_SELECT(RegM32, RegU32)

@@ -6,10 +6,6 @@
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-// Vectors of 16 that the noise loop works on at once. Two registers at a time: with 16 registers in
-// all, more in flight means spills (measured 10 % slower).
-constexpr int kPacksInFlight = 1;
-
 struct RegM32 {
   __m256 v;
 };
@@ -73,6 +69,9 @@ GUMBEL_EXT_INLINE RegF32 fma(RegF32 a, RegF32 b, RegF32 c) {
 GUMBEL_EXT_INLINE RegF32 maximum(RegF32 a, RegF32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegM32 less(RegF32 a, RegF32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 GUMBEL_EXT_INLINE RegM32 equal(RegF32 a, RegF32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
+GUMBEL_EXT_INLINE RegM32 not_at_most(RegF32 a, RegF32 b) {
+  return {_mm256_cmp_ps(a.v, b.v, _CMP_NLE_UQ)};
+}
 GUMBEL_EXT_INLINE RegM32 either_nan(RegF32 a, RegF32 b) {
   return {_mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q)};
 }

@@ -6,9 +6,6 @@
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-// Vectors of 16 that the noise loop works on at once. 32 registers hold four vectors in flight.
-constexpr int kPacksInFlight = 4;
-
 struct RegM32 {
   __mmask16 v;
 };
@@ -70,6 +67,9 @@ GUMBEL_EXT_INLINE RegM32 less(RegF32 a, RegF32 b) {
 }
 GUMBEL_EXT_INLINE RegM32 equal(RegF32 a, RegF32 b) {
   return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)};
+}
+GUMBEL_EXT_INLINE RegM32 not_at_most(RegF32 a, RegF32 b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLE_UQ)};
 }
 GUMBEL_EXT_INLINE RegM32 either_nan(RegF32 a, RegF32 b) {
   return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q)};

@@ -12,9 +12,6 @@
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-// Vectors of 16 that the noise loop works on at once. Four registers at a time already.
-constexpr int kPacksInFlight = 1;
-
 using VectorF32 = float __attribute__((vector_size(16)));
 using VectorF64 = double __attribute__((vector_size(16)));
 using VectorU32 = std::uint32_t __attribute__((vector_size(16)));
@@ -120,6 +117,9 @@ GUMBEL_EXT_INLINE RegM32 less(RegF32 a, RegF32 b) {
 }
 GUMBEL_EXT_INLINE RegM32 equal(RegF32 a, RegF32 b) {
   return {reinterpret_cast<VectorU32>(a.v == b.v)};
+}
+GUMBEL_EXT_INLINE RegM32 not_at_most(RegF32 a, RegF32 b) {
+  return {~reinterpret_cast<VectorU32>(a.v <= b.v)};
 }
 GUMBEL_EXT_INLINE RegM32 either_nan(RegF32 a, RegF32 b) {
   return {reinterpret_cast<VectorU32>(a.v != a.v) | reinterpret_cast<VectorU32>(b.v != b.v)};
