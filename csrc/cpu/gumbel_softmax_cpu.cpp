@@ -253,6 +253,21 @@ at::Tensor gumbel_noise_cpu(const at::Tensor& like, at::IntArrayRef size,
 }
 
 // Both backward ops, but for where y comes from.
+// An index from outside the row would be read from outside the gradient.
+void check_index_values(const char* name, const int64_t* index, int64_t rows, int64_t classes) {
+  const auto bad = [&](int64_t r) {
+    return static_cast<uint64_t>(index[r] + 1) > static_cast<uint64_t>(classes);
+  };
+  // Without a branch in the loop, so that it is a vector of comparisons.
+  bool any_bad = false;
+  for (int64_t r = 0; r < rows; ++r) any_bad |= bad(r);
+  if (C10_LIKELY(!any_bad)) return;
+  for (int64_t r = 0; r < rows; ++r) {
+    TORCH_CHECK_INDEX(!bad(r), name, ": index must be between -1 and ", classes - 1, ", got ",
+                      index[r]);
+  }
+}
+
 std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const at::Tensor& grad,
                                                 const at::Tensor& logits_or_y,
                                                 const at::Tensor& index, double tau,
@@ -278,10 +293,7 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
   const at::Tensor indices = index.contiguous();
   const int64_t* row_index = indices.const_data_ptr<int64_t>();
   const int64_t classes = logits_or_y.dim() == 0 ? 1 : logits_or_y.size(dim);
-  for (int64_t r = 0; r < indices.numel(); ++r) {
-    TORCH_CHECK_INDEX(-1 <= row_index[r] && row_index[r] < classes, name,
-                      ": index must be between -1 and ", classes - 1, ", got ", row_index[r]);
-  }
+  check_index_values(name, row_index, indices.numel(), classes);
   const at::Tensor allowed = broadcast_mask(mask, logits_or_y);
   const at::Tensor input_rows = with_rows_together(logits_or_y, dim),
                    grad_rows = with_rows_together(grad, dim);

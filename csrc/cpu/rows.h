@@ -240,11 +240,12 @@ class RowWorker {
     const std::int64_t classes = p_.classes;
     const auto used = first_lanes<V>(static_cast<int>(classes));
     const V lowest = R::splat(-std::numeric_limits<A>::infinity());
-    InverseTau<A> tau = inverse_tau<A>(p_, row);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      if (p_.tau && r > 0) tau = inverse_tau<A>(p_, row + r);
-      const A* z = z_buffer_ + r * classes;
-      Out* out = y.data + r * classes;
+    const bool one_tau = !p_.tau;
+    A scale = inverse_tau<A>(p_, row).exponent_scale;
+    const A* z = z_buffer_;
+    Out* out = y.data;
+    for (std::int64_t r = 0; r < rows; ++r, z += classes, out += classes) {
+      if (!one_tau) scale = inverse_tau<A>(p_, row + r).exponent_scale;
       const V v = select(used, load_as<V>(z), lowest);
       A top;
       const int at = short_best(v, top);
@@ -257,7 +258,7 @@ class RowWorker {
         continue;
       }
       if (index) index[row + r] = at;
-      const V e = exp2_nonpositive((v - R::splat(top)) * R::splat(tau.exponent_scale));
+      const V e = exp2_nonpositive((v - R::splat(top)) * R::splat(scale));
       const A factor = static_cast<A>(1.0 / static_cast<double>(sum(e)));
       store_run(out, e * R::splat(factor), classes, y.end);
     }
@@ -354,9 +355,7 @@ class RowWorker {
   // Long float32 rows are searched by bounds, others through their noisy logits: in a short row too
   // many classes lead for a while (measured: level at about 150 classes).
   static constexpr std::int64_t kMinBoundedClasses = 192;
-  bool bounded() const {
-    return std::is_same_v<A, float> && p_.classes >= kMinBoundedClasses;
-  }
+  bool bounded() const { return std::is_same_v<A, float> && p_.classes >= kMinBoundedClasses; }
   void prepare_search(std::uint64_t n, std::int64_t count, const Run<const T>& x,
                       const Run<const std::uint8_t>& allowed) {
     if (bounded()) {
@@ -423,38 +422,54 @@ class RowWorker {
         read_rows(p_, p_.grad, row, rows, large_or(x_buffer_, grad_scratch_, rows), capacity(rows));
     T* buffer = out_buffer(rows);
     const Run<T> out = rows_to_write(p_, p_.grad_logits, row, rows, buffer, capacity(rows));
-    InverseTau<A> tau = inverse_tau<A>(p_, row);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      if (p_.tau && r > 0) tau = inverse_tau<A>(p_, row + r);
-      const std::int64_t at = r * classes;
-      if (classes <= kLanes && !p_.grad_tau && p_.index[row + r] >= 0) {
-        if (classes <= kLanes / 2) {
-          short_gradient_row<typename HalfOf<F>::type>(row + r, y.data + at, y.end, grad.data + at,
-                                                       grad.end, tau, out.data + at, out.end);
-        } else {
-          short_gradient_row<F>(row + r, y.data + at, y.end, grad.data + at, grad.end, tau,
-                                out.data + at, out.end);
-        }
-        continue;
-      }
-      gradient_row(row + r, y.data + at, y.end, grad.data + at, grad.end, tau, out.data + at,
-                   out.end);
+    if (classes <= kLanes / 2 && !p_.grad_tau) {
+      short_gradient_rows<typename HalfOf<F>::type>(row, rows, y, grad, out);
+    } else if (classes <= kLanes && !p_.grad_tau) {
+      short_gradient_rows<F>(row, rows, y, grad, out);
+    } else {
+      long_gradient_rows(row, rows, y, grad, out);
     }
     write_back(p_, p_.grad_logits, row, rows, out.data, buffer);
   }
 
+  template <class Y>
+  void long_gradient_rows(std::int64_t row, std::int64_t rows, const Run<const Y>& y,
+                          const Run<const T>& grad, const Run<T>& out) {
+    InverseTau<A> tau = inverse_tau<A>(p_, row);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (p_.tau && r > 0) tau = inverse_tau<A>(p_, row + r);
+      const std::int64_t at = r * p_.classes;
+      gradient_row(row + r, y.data + at, y.end, grad.data + at, grad.end, tau, out.data + at,
+                   out.end);
+    }
+  }
+
+  // Rows that fit one vector. What the loop needs of p_ is copied: the compiler cannot know that
+  // the rows it writes are not part of it.
   template <class V, class Y>
-  GUMBEL_EXT_INLINE void short_gradient_row(std::int64_t row, const Y* y, const Y* y_end,
-                                            const T* grad, const T* grad_end,
-                                            const InverseTau<A>& tau, T* out, const T* out_end) {
+  void short_gradient_rows(std::int64_t row, std::int64_t rows, Run<const Y> y, Run<const T> grad,
+                           Run<T> out) {
     using R = RealTraits<V>;
     const std::int64_t classes = p_.classes;
+    const std::int64_t* index = p_.index + row;
     const auto used = first_lanes<V>(static_cast<int>(classes));
-    const V p = select(used, load_run_as<V>(y, classes, y_end), R::splat(0));
-    const V g = select(used, load_run_as<V>(grad, classes, grad_end), R::splat(0));
-    const V h = g - R::splat(widened<A>(grad[p_.index[row]]));
-    const A dot = static_cast<A>(static_cast<double>(sum(fma(h, p, R::splat(0)))));
-    store_run(out, p * (h - R::splat(dot)) * R::splat(tau.inverse), classes, out_end);
+    const bool one_tau = !p_.tau;
+    A inverse = inverse_tau<A>(p_, row).inverse;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (!one_tau) inverse = inverse_tau<A>(p_, row + r).inverse;
+      if (__builtin_expect(index[r] < 0, 0)) {
+        std::fill(out.data, out.data + classes, T{});
+      } else {
+        const V p = select(used, load_run_as<V>(y.data, classes, y.end), R::splat(0));
+        const V h = load_run_as<V>(grad.data, classes, grad.end) -
+                    R::splat(widened<A>(grad.data[index[r]]));
+        const A dot = sum(fma(select(used, h, R::splat(0)), p, R::splat(0)));
+        store_run(out.data, p * (h - R::splat(dot)) * R::splat(inverse), classes, out.end);
+      }
+      y.data += classes;
+      grad.data += classes;
+      out.data += classes;
+    }
   }
 
   template <class Y>
