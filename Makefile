@@ -18,8 +18,8 @@ RUN := $(BIN)/python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp'
-CXX_FILES = $(shell find csrc tests/cpp $(CXX_NAMES))
+CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'
+CXX_FILES = $(shell find csrc tests/cpp tests/cuda $(CXX_NAMES))
 BUILD_INPUTS = setup.py pyproject.toml gumbel_ext/_version.py $(shell find csrc -type d -o $(CXX_NAMES))
 
 .PHONY: build demo test bench lint format sanitize clean

@@ -6,6 +6,7 @@ Metadata is in pyproject.toml. The install command is `pip install --no-build-is
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 import sysconfig
@@ -26,7 +27,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 
 try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
@@ -67,10 +68,18 @@ SOURCES = [
     "csrc/cpu/kernels_baseline.cpp",
     "csrc/cpu/plan.cpp",
 ]
+CUDA_SOURCES = [
+    "csrc/cuda/gumbel_softmax_cuda.cpp",
+    "csrc/cuda/launch_bfloat16.cu",
+    "csrc/cuda/launch_float16.cu",
+    "csrc/cuda/launch_float32.cu",
+    "csrc/cuda/launch_float64.cu",
+    "csrc/cuda/plan.cpp",
+]
 HEADERS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "csrc").rglob("*")
-    if path.suffix in {".h", ".inc"}
+    if path.suffix in {".h", ".inc", ".cuh"}
 )
 
 # - No -march: the files under csrc/cpu carry their own target, chosen at run time.
@@ -114,19 +123,63 @@ class BuildWithRecord(BuildExtension):
             (folder / "_built_for.json").write_text(record + "\n", encoding="utf-8")
 
 
-# The CUDA sources of csrc/cuda join here: CUDAExtension instead of CppExtension when a toolkit and
-# a GPU are found or FORCE_CUDA=1 is set, with a default TORCH_CUDA_ARCH_LIST.
-extension = CppExtension(
+# The kernels include no torch header, so nothing here needs torch's own nvcc flags. -g0 as above;
+# no --use_fast_math: it would break the noise contract.
+NVCC_FLAGS = ["-O3", "-Xcudafe", "--diag_suppress=20012"]
+# Compute capabilities to compile for where TORCH_CUDA_ARCH_LIST does not say: Ampere, Hopper, and
+# PTX for what comes after.
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+def wants_cuda() -> bool:
+    """Whether to build the CUDA kernels: FORCE_CUDA=1 or 0 decides, else torch and a GPU do."""
+    forced = os.environ.get("FORCE_CUDA")
+    if forced in {"0", "1"}:
+        if forced == "1" and torch.version.cuda is None:
+            stop(
+                f"FORCE_CUDA=1, but torch {torch.__version__} is built without CUDA",
+                "pip install a torch with CUDA, or unset FORCE_CUDA",
+            )
+        if forced == "1" and CUDA_HOME is None:
+            stop(
+                "FORCE_CUDA=1, but no CUDA toolkit was found",
+                "CUDA_HOME=/path/to/cuda pip install --no-build-isolation .",
+            )
+        return forced == "1"
+    return torch.version.cuda is not None and CUDA_HOME is not None and torch.cuda.is_available()
+
+
+def cuda_include_flags() -> list[str]:
+    """Headers that torch includes and a partial toolkit lacks lie in the wheels that torch uses."""
+    site_packages = Path(torch.__file__).resolve().parent.parent
+    folders = sorted((site_packages / "nvidia").glob("cu*/include"))
+    return [flag for folder in folders for flag in ("-idirafter", str(folder))]
+
+
+CUDA = wants_cuda()
+if CUDA:
+    # Without a visible GPU torch would look for one to compile for.
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+
+extension = (CUDAExtension if CUDA else CppExtension)(
     "gumbel_ext._C",
-    SOURCES,
+    SOURCES + (CUDA_SOURCES if CUDA else []),
     depends=HEADERS,
     include_dirs=[str(ROOT / "csrc")],
     define_macros=[
         ("GUMBEL_EXT_VERSION", string_literal(VERSION)),
         ("GUMBEL_EXT_TORCH_VERSION", string_literal(torch.__version__)),
         ("GUMBEL_EXT_CXX_FLAGS", string_literal(" ".join(CXX_FLAGS))),
-    ],
-    extra_compile_args={"cxx": CXX_FLAGS},
+    ]
+    + (
+        [("GUMBEL_EXT_CUDA_ARCHITECTURES", string_literal(os.environ["TORCH_CUDA_ARCH_LIST"]))]
+        if CUDA
+        else []
+    ),
+    extra_compile_args={
+        "cxx": CXX_FLAGS + (cuda_include_flags() if CUDA else []),
+        "nvcc": NVCC_FLAGS,
+    },
 )
 
 setuptools.setup(ext_modules=[extension], cmdclass={"build_ext": BuildWithRecord})

@@ -147,7 +147,7 @@ template <class F, class Table>
 GUMBEL_EXT_INLINE F polynomial(F x, F x2, Int<8>, Table coefficient) {
   using T = RealTraits<F>;
   F even = T::splat(coefficient(6)), odd = T::splat(coefficient(7));
-#pragma GCC unroll 3
+  GUMBEL_EXT_UNROLL
   for (int i = 4; i >= 0; i -= 2) {
     even = fma(even, x2, T::splat(coefficient(i)));
     odd = fma(odd, x2, T::splat(coefficient(i + 1)));
@@ -159,7 +159,7 @@ template <class F, class Table, int terms>
 GUMBEL_EXT_INLINE F polynomial(F x, F, Int<terms>, Table coefficient) {
   using T = RealTraits<F>;
   F p = T::splat(coefficient(terms - 1));
-#pragma GCC unroll 20
+  GUMBEL_EXT_UNROLL
   for (int i = terms - 2; i >= 0; --i) {
     p = fma(p, x, T::splat(coefficient(i)));
   }

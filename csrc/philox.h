@@ -17,8 +17,10 @@
 
 #if defined(__CUDACC__)
 #define GUMBEL_EXT_INLINE __host__ __device__ __forceinline__
+#define GUMBEL_EXT_UNROLL _Pragma("unroll")
 #else
 #define GUMBEL_EXT_INLINE inline __attribute__((always_inline))
+#define GUMBEL_EXT_UNROLL _Pragma("GCC unroll 20")
 #endif
 
 // One copy of every inline function per instruction set: were the AVX-512 build of one to stand in
@@ -92,7 +94,7 @@ struct PhiloxStream {
     const auto q1 = wide_multiply(c2, kPhiloxMultiplier1);
     PhiloxBlock<Word> c{high_word(q1) ^ round3_c0, low_word(q1),
                         high_word(q0) ^ low_word(p0) ^ round3_k1, low_word(q0)};
-#pragma GCC unroll 7
+    GUMBEL_EXT_UNROLL
     for (int i = 0; i < kFullRounds; ++i) {
       c = philox_round(c, k0[i], k1[i]);
     }

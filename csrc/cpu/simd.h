@@ -20,6 +20,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../float16.h"
 #include "../gumbel.h"
 
 #if defined(GUMBEL_EXT_USE_AVX512)
@@ -218,13 +219,6 @@ GUMBEL_EXT_INLINE void store_words(std::uint32_t* p, const U32& a) {
 
 // ---- element types in memory
 // -----------------------------------------------------------------------------------------
-
-struct BFloat16 {
-  std::uint16_t bits;
-};
-struct Half {
-  std::uint16_t bits;
-};
 
 GUMBEL_EXT_INLINE RegF32 load_register(const float* p, RegF32) { return RegF32::load(p); }
 GUMBEL_EXT_INLINE RegF64 load_register(const double* p, RegF64) { return RegF64::load(p); }

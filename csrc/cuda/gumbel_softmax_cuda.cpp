@@ -1,0 +1,429 @@
+// The CUDA implementations of the ops: tensors in, launches out.
+#include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <limits>
+
+#include "../arguments.h"
+#include "params.h"
+
+namespace gumbel_ext {
+namespace cuda {
+namespace {
+
+ElementType element_type(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble:
+      return ElementType::kFloat64;
+    case at::kFloat:
+      return ElementType::kFloat32;
+    case at::kBFloat16:
+      return ElementType::kBFloat16;
+    default:
+      return ElementType::kFloat16;
+  }
+}
+
+const char* launch(Op op, ElementType type, const Params& params, const Plan& plan, void* stream) {
+  switch (type) {
+    case ElementType::kFloat64:
+      return launch_float64(op, params, plan, stream);
+    case ElementType::kFloat32:
+      return launch_float32(op, params, plan, stream);
+    case ElementType::kBFloat16:
+      return launch_bfloat16(op, params, plan, stream);
+    default:
+      return launch_float16(op, params, plan, stream);
+  }
+}
+
+const char* launch_noise(ElementType type, const RandomSource& random, std::int64_t* used_state,
+                         std::int64_t count, void* y, void* stream) {
+  switch (type) {
+    case ElementType::kFloat64:
+      return launch_noise_float64(random, used_state, count, y, stream);
+    case ElementType::kFloat32:
+      return launch_noise_float32(random, used_state, count, y, stream);
+    case ElementType::kBFloat16:
+      return launch_noise_bfloat16(random, used_state, count, y, stream);
+    default:
+      return launch_noise_float16(random, used_state, count, y, stream);
+  }
+}
+
+Device current_device() {
+  const auto index = c10::cuda::current_device();
+  int multiprocessors = 1, major = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+  return Device{multiprocessors, major >= 9};
+}
+
+// A call reserves two Philox blocks, eight words, of the generator.
+constexpr std::uint64_t kWordsPerCall = 8;
+
+RandomSource random_source(const std::optional<at::Generator>& generator,
+                           const OptionalTensor& rng_state, at::Tensor& on_device) {
+  RandomSource source{};
+  if (rng_state) {
+    if (rng_state->is_cpu()) {
+      const at::Tensor values = rng_state->contiguous();
+      source.seed = static_cast<std::uint64_t>(values.const_data_ptr<int64_t>()[0]);
+      source.offset = static_cast<std::uint64_t>(values.const_data_ptr<int64_t>()[1]);
+      return source;
+    }
+    on_device = rng_state->contiguous();
+    source.in_memory = true;
+    source.seed_address = on_device.const_data_ptr<int64_t>();
+    source.offset_address = source.seed_address + 1;
+    return source;
+  }
+  auto* impl = at::get_generator_or_default<at::CUDAGeneratorImpl>(
+      generator, at::cuda::detail::getDefaultCUDAGenerator());
+  at::PhiloxCudaState state;
+  {
+    std::lock_guard<std::mutex> lock(impl->mutex_);
+    state = impl->philox_cuda_state(kWordsPerCall);
+  }
+  source.offset_in_words = true;
+  source.in_memory = state.captured_;
+  if (state.captured_) {
+    source.seed_address = state.seed_.ptr;
+    source.offset_address = state.offset_.ptr;
+    source.offset_more = state.offset_intragraph_;
+  } else {
+    source.seed = state.seed_.val;
+    source.offset = state.offset_.val;
+  }
+  return source;
+}
+
+// Strides of the logical [outer, classes, inner] that a tensor is seen as.
+struct Layout {
+  int64_t outer, classes, inner;
+  int64_t outer_stride, class_stride, inner_stride;
+};
+
+Layout sizes_of(const at::Tensor& t, int64_t dim) {
+  Layout l{1, 1, 1, 0, 1, 0};
+  if (t.dim() == 0) return l;
+  l.classes = t.size(dim);
+  for (int64_t d = 0; d < dim; ++d) l.outer *= t.size(d);
+  for (int64_t d = dim + 1; d < t.dim(); ++d) l.inner *= t.size(d);
+  return l;
+}
+
+// Whether dimensions [begin, end) are one dimension to walk through; its stride.
+bool merges(const at::Tensor& t, int64_t begin, int64_t end, int64_t* stride) {
+  int64_t expected = 0;
+  *stride = 0;
+  bool first = true;
+  for (int64_t d = end - 1; d >= begin; --d) {
+    if (t.size(d) == 1) continue;
+    if (first) {
+      *stride = t.stride(d);
+      first = false;
+    } else if (t.stride(d) != expected) {
+      return false;
+    }
+    expected = t.stride(d) * t.size(d);
+  }
+  return true;
+}
+
+bool find_strides(const at::Tensor& t, int64_t dim, Layout* l) {
+  if (t.dim() == 0) return true;
+  l->class_stride = t.size(dim) == 1 ? 1 : t.stride(dim);
+  return merges(t, 0, dim, &l->outer_stride) && merges(t, dim + 1, t.dim(), &l->inner_stride);
+}
+
+// The memory layout of a call: that of the output, which empty_like() keeps for dense logits. One
+// that is not three strides, or in which neither classes nor neighbouring rows are adjacent, is
+// made contiguous.
+struct CallLayout {
+  Layout layout;
+  bool contiguous;  // operands must be made contiguous
+};
+
+CallLayout choose_layout(const at::Tensor& logits, int64_t dim) {
+  CallLayout c{sizes_of(logits, dim), false};
+  const bool usable =
+      logits.is_non_overlapping_and_dense() && find_strides(logits, dim, &c.layout) &&
+      (c.layout.class_stride == 1 || c.layout.inner_stride == 1 || c.layout.inner == 1);
+  if (!usable || c.layout.class_stride < 0) {
+    c.contiguous = true;
+    c.layout = sizes_of(logits, dim);
+    c.layout.class_stride = c.layout.inner;
+    c.layout.inner_stride = 1;
+    c.layout.outer_stride = c.layout.classes * c.layout.inner;
+  }
+  return c;
+}
+
+at::Tensor in_layout(const at::Tensor& t, const at::Tensor& like, const CallLayout& c) {
+  if (c.contiguous) return t.contiguous();
+  if (t.strides() == like.strides()) return t;
+  at::Tensor copy = at::empty_strided(like.sizes(), like.strides(), t.options());
+  copy.copy_(t);
+  return copy;
+}
+
+at::Tensor empty_in_layout(const at::Tensor& like, const CallLayout& c) {
+  return c.contiguous ? at::empty(like.sizes(), like.options())
+                      : at::empty_strided(like.sizes(), like.strides(), like.options());
+}
+
+// What the caller gets: the strides that empty_like() gives.
+at::Tensor as_empty_like(const at::Tensor& result, const at::Tensor& logits) {
+  at::Tensor out = at::empty_like(logits);
+  if (out.strides() == result.strides()) return result;
+  return out.copy_(result);
+}
+
+class Call {
+ public:
+  Call(const char* op, const at::Tensor& like, int64_t dim)
+      : op_(op),
+        guard_(like.device()),
+        like_(like),
+        dim_(dim),
+        layout_(choose_layout(like, dim)),
+        type_(element_type(like.scalar_type())) {
+    const Layout& l = layout_.layout;
+    TORCH_CHECK_VALUE(l.classes < std::numeric_limits<int32_t>::max() - 16, op,
+                      ": logits may have at most 2^31 - 17 classes on CUDA, got ", l.classes);
+    p.outer = l.outer;
+    p.classes = l.classes;
+    p.inner = l.inner;
+    p.outer_stride = l.outer_stride;
+    p.class_stride = l.class_stride;
+    p.inner_stride = l.inner_stride;
+  }
+
+  at::Tensor input(const at::Tensor& t) {
+    kept_.push_back(in_layout(t, like_, layout_));
+    return kept_.back();
+  }
+  at::Tensor output() { return empty_in_layout(like_, layout_); }
+
+  void set_tau(double tau, const OptionalTensor& tau_tensor) {
+    if (!tau_tensor) {
+      const bool is_double = type_ == ElementType::kFloat64;
+      p.exponent_scale = clamp(1.4426950408889634074 / tau, is_double);
+      p.inverse_tau = clamp(1.0 / tau, is_double);
+      return;
+    }
+    at::DimVector reduced(like_.sizes());
+    if (!reduced.empty()) reduced[dim_] = 1;
+    // A temperature that is not positive and finite cannot be told without waiting for the device:
+    // its row becomes NaN.
+    kept_.push_back(tau_tensor->to(like_.device(), at::kDouble).expand(reduced).contiguous());
+    p.tau = kept_.back().const_data_ptr<double>();
+  }
+
+  void set_mask(const OptionalTensor& mask) {
+    if (!mask) return;
+    at::Tensor wide = mask->expand(like_.sizes());
+    Layout l = sizes_of(wide, dim_);
+    if (!find_strides(wide, dim_, &l)) {
+      wide = wide.contiguous();
+      l = sizes_of(wide, dim_);
+      find_strides(wide, dim_, &l);
+    }
+    kept_.push_back(wide);
+    p.mask = static_cast<const std::uint8_t*>(wide.const_data_ptr());
+    p.mask_outer_stride = l.outer_stride;
+    p.mask_class_stride = l.class_stride;
+    p.mask_inner_stride = l.inner_stride;
+  }
+
+  void set_random(const std::optional<at::Generator>& generator, const OptionalTensor& rng_state) {
+    at::Tensor on_device;
+    p.random = random_source(generator, rng_state, on_device);
+    if (on_device.defined()) kept_.push_back(on_device);
+  }
+
+  void run(Op op) {
+    const Plan plan = make_plan(op, type_, p, current_device());
+    const int64_t bytes = partial_bytes(plan, p);
+    if (bytes > 0) {
+      kept_.push_back(at::empty({bytes}, like_.options().dtype(at::kByte)));
+      p.partials = kept_.back().mutable_data_ptr();
+    }
+    const char* error = launch(op, type_, p, plan, c10::cuda::getCurrentCUDAStream().stream());
+    TORCH_CHECK(error == nullptr, op_, ": CUDA launch failed: ", error);
+  }
+
+  Params p{};
+
+ private:
+  static double clamp(double value, bool is_double) {
+    const double low =
+        is_double ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+    const double high =
+        is_double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+    return std::min(std::max(value, low), high);
+  }
+
+  const char* op_;
+  c10::cuda::CUDAGuard guard_;
+  const at::Tensor& like_;
+  const int64_t dim_;
+  const CallLayout layout_;
+  const ElementType type_;
+  // What the kernels read must outlive the launch; the stream orders its memory's next use.
+  std::vector<at::Tensor> kept_;
+};
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cuda(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
+    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
+    const OptionalTensor& rng_state) {
+  constexpr const char* op = "gumbel_softmax";
+  check_logits(op, logits);
+  dim = wrapped_dim(op, logits, dim);
+  check_tau(op, tau, tau_tensor, logits, dim);
+  check_mask(op, mask, logits);
+  check_randomness(op, logits, generator, rng_state);
+  if (tau_tensor && tau_tensor->is_cpu()) check_tau_values(op, tau_tensor->to(at::kDouble));
+
+  Call call(op, logits, dim);
+  const auto integers = logits.options().dtype(at::kLong);
+  at::Tensor index = return_index ? at::empty_symint(shape_without(logits, dim), integers)
+                                  : at::empty({0}, integers);
+  at::Tensor used = at::zeros({2}, integers);
+  if (logits.numel() == 0) {
+    if (return_index) index.fill_(-1);
+    return {at::empty_like(logits), index, used};
+  }
+  const at::Tensor x = call.input(logits);
+  const at::Tensor y = call.output();
+  call.p.logits = x.const_data_ptr();
+  call.p.y = y.mutable_data_ptr();
+  if (return_index) call.p.index = index.mutable_data_ptr<int64_t>();
+  call.p.used_state = used.mutable_data_ptr<int64_t>();
+  call.set_tau(tau, tau_tensor);
+  call.set_mask(mask);
+  call.set_random(generator, rng_state);
+  call.run(hard ? Op::kHard : Op::kSoft);
+  return {as_empty_like(y, logits), index, used};
+}
+
+at::Tensor gumbel_argmax_cuda(const at::Tensor& logits, int64_t dim, bool keepdim,
+                              const OptionalTensor& mask, std::optional<at::Generator> generator,
+                              const OptionalTensor& rng_state) {
+  constexpr const char* op = "gumbel_argmax";
+  check_logits(op, logits);
+  dim = wrapped_dim(op, logits, dim);
+  check_mask(op, mask, logits);
+  check_randomness(op, logits, generator, rng_state);
+
+  Call call(op, logits, dim);
+  at::Tensor index =
+      at::empty_symint(keepdim ? shape_reduced(logits, dim) : shape_without(logits, dim),
+                       logits.options().dtype(at::kLong));
+  if (logits.numel() == 0) return index.fill_(-1);
+  const at::Tensor x = call.input(logits);
+  call.p.logits = x.const_data_ptr();
+  call.p.index = index.mutable_data_ptr<int64_t>();
+  call.set_tau(1.0, std::nullopt);
+  call.set_mask(mask);
+  call.set_random(generator, rng_state);
+  call.run(Op::kIndexOnly);
+  return index;
+}
+
+at::Tensor gumbel_noise_cuda(const at::Tensor& like, at::IntArrayRef size,
+                             std::optional<at::Generator> generator,
+                             const OptionalTensor& rng_state) {
+  constexpr const char* op = "gumbel_noise";
+  check_logits(op, like);
+  check_randomness(op, like, generator, rng_state);
+  const c10::cuda::CUDAGuard guard(like.device());
+  at::Tensor noise = at::empty(size, like.options());
+  if (noise.numel() == 0) return noise;
+  at::Tensor on_device;
+  const RandomSource random = random_source(generator, rng_state, on_device);
+  const char* error =
+      launch_noise(element_type(like.scalar_type()), random, nullptr, noise.numel(),
+                   noise.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream());
+  TORCH_CHECK(error == nullptr, op, ": CUDA launch failed: ", error);
+  return noise;
+}
+
+std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const at::Tensor& grad,
+                                                 const at::Tensor& logits_or_y,
+                                                 const at::Tensor& index, double tau,
+                                                 const OptionalTensor& tau_tensor, int64_t dim,
+                                                 const OptionalTensor& mask,
+                                                 const OptionalTensor& rng_state, bool tau_grad) {
+  check_logits(name, logits_or_y);
+  dim = wrapped_dim(name, logits_or_y, dim);
+  check_tau(name, tau, tau_tensor, logits_or_y, dim);
+  check_mask(name, mask, logits_or_y);
+  check_randomness(name, logits_or_y, std::nullopt, rng_state);
+  check_grad(name, grad, logits_or_y);
+  check_index(name, index, logits_or_y, dim);
+
+  Call call(name, logits_or_y, dim);
+  at::DimVector reduced(logits_or_y.sizes());
+  if (!reduced.empty()) reduced[dim] = 1;
+  at::Tensor grad_tau =
+      at::zeros(tau_grad ? at::IntArrayRef(reduced) : at::IntArrayRef({0}),
+                logits_or_y.options().dtype(compute_dtype(logits_or_y.scalar_type())));
+  if (logits_or_y.numel() == 0) return {at::empty_like(logits_or_y), grad_tau};
+
+  const at::Tensor input = call.input(logits_or_y), dy = call.input(grad);
+  const at::Tensor indices = index.contiguous();
+  const at::Tensor out = call.output();
+  if (op == Op::kBackward) {
+    // Kernels that read y only, which others write, share the field.
+    call.p.y = const_cast<void*>(input.const_data_ptr());
+  } else {
+    call.p.logits = input.const_data_ptr();
+  }
+  call.p.grad = dy.const_data_ptr();
+  call.p.grad_logits = out.mutable_data_ptr();
+  call.p.index = const_cast<int64_t*>(indices.const_data_ptr<int64_t>());
+  if (tau_grad) call.p.grad_tau = grad_tau.mutable_data_ptr();
+  call.set_tau(tau, tau_tensor);
+  call.set_mask(mask);
+  if (rng_state) call.set_random(std::nullopt, rng_state);
+  call.run(op);
+  return {as_empty_like(out, logits_or_y), grad_tau};
+}
+
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cuda(const at::Tensor& grad,
+                                                                const at::Tensor& y,
+                                                                const at::Tensor& index, double tau,
+                                                                const OptionalTensor& tau_tensor,
+                                                                int64_t dim, bool tau_grad) {
+  return backward_cuda("gumbel_softmax_backward", Op::kBackward, grad, y, index, tau, tau_tensor,
+                       dim, std::nullopt, std::nullopt, tau_grad);
+}
+
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_cuda(
+    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
+    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+    const at::Tensor& rng_state, bool tau_grad) {
+  return backward_cuda("gumbel_softmax_hard_backward", Op::kBackwardRecompute, grad, logits, index,
+                       tau, tau_tensor, dim, mask, rng_state, tau_grad);
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace gumbel_ext
+
+TORCH_LIBRARY_IMPL(gumbel_ext, CUDA, m) {
+  using namespace gumbel_ext::cuda;
+  m.impl("gumbel_softmax", &gumbel_softmax_cuda);
+  m.impl("gumbel_argmax", &gumbel_argmax_cuda);
+  m.impl("gumbel_noise", &gumbel_noise_cuda);
+  m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_cuda);
+  m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_cuda);
+}

@@ -1,0 +1,105 @@
+// What a CUDA kernel is told: pointers, sizes and strides; no tensors, and nothing of CUDA's
+// either.
+#pragma once
+
+#include <cstdint>
+
+namespace gumbel_ext {
+namespace cuda {
+
+enum class ElementType { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+// Where seed and offset come from. While a CUDA graph is captured they are addresses, which the
+// kernel reads each time that the graph is replayed; so does an rng_state that lies on the device.
+struct RandomSource {
+  bool in_memory;
+  bool offset_in_words;  // as CUDA generators count; the noise contract counts blocks of four words
+  std::uint64_t seed, offset;
+  const std::int64_t* seed_address;
+  const std::int64_t* offset_address;
+  std::uint64_t offset_more;  // to add to what lies at offset_address
+};
+
+// Logits of logical shape [outer, classes, inner]. Rows are numbered over (outer, inner),
+// row-major. The noise position of class c of row (o, i) is (o * classes + c) * inner + i, whatever
+// the strides. Logits, y and their gradients lie in memory alike.
+struct Params {
+  const void* logits;
+  const std::uint8_t* mask;  // optional
+  const double* tau;         // [rows], optional
+  const void* grad;          // of y
+  void* y;                   // written by a forward, read by a backward from y
+  void* grad_logits;
+  void* grad_tau;  // [rows] of the type computed in, optional
+  // [rows]: written by a forward if not null, read by a backward.
+  std::int64_t* index;
+  std::int64_t*
+      used_state;  // [2], optional: where a forward leaves (seed, offset) for the backward
+  void* partials;  // [rows, chunks] of what split rows' chunks found, see partial_bytes()
+  std::int64_t chunks, chunk_classes;  // of a row, kStream and kSplit
+
+  std::int64_t outer, classes, inner;
+  std::int64_t outer_stride, class_stride, inner_stride;
+  std::int64_t mask_outer_stride, mask_class_stride, mask_inner_stride;
+  double exponent_scale, inverse_tau;  // of tau, clamped to the type computed in; unless tau is set
+  RandomSource random;
+};
+
+enum class Op { kSoft, kHard, kIndexOnly, kBackward, kBackwardRecompute };
+
+// How one call is cut; plan.cpp has the rules.
+enum class Regime {
+  kRows,      // a team of threads a row, which stays in registers: part of a warp up to a block
+  kClusters,  // likewise a cluster of blocks, that exchange through distributed shared memory
+  kStream,    // a block a row, which is read twice and its noise made twice
+  kSplit,     // a row shared among blocks that meet in a second kernel
+  kColumns,   // threads across neighbouring rows: the classes are not adjacent in memory
+};
+
+struct Plan {
+  Regime regime;
+  int team;                    // threads a row
+  int groups;                  // groups of 16 bytes of logits (32 of float64) that a thread holds
+  int cluster;                 // blocks a row, kClusters
+  std::int64_t chunks;         // blocks a row, kSplit
+  std::int64_t chunk_classes;  // classes of a chunk
+};
+
+struct Device {
+  int multiprocessors;
+  bool clusters;  // compute capability 9.0 or later
+};
+
+// Elements that a thread loads at once.
+constexpr int group_elements(ElementType type) {
+  return type == ElementType::kBFloat16 || type == ElementType::kFloat16 ? 8 : 4;
+}
+// Groups of a row that a thread holds at most: more numbers would not fit its registers together
+// with a gradient.
+constexpr int held_groups(int element_bytes) {
+  return element_bytes == 8 ? 2 : (element_bytes == 4 ? 6 : 3);
+}
+constexpr int element_bytes(ElementType type) {
+  return type == ElementType::kFloat64 ? 8 : (type == ElementType::kFloat32 ? 4 : 2);
+}
+
+// Soft forwards and both backwards of one shape are cut alike, so that straight-through gradients
+// are those of soft samples to the bit.
+Plan make_plan(Op op, ElementType type, const Params& params, const Device& device);
+// Bytes that Params::partials must point to.
+std::int64_t partial_bytes(const Plan& plan, const Params& params);
+
+// Launch the kernels of one call on `stream` (a cudaStream_t). Return the name of the first CUDA
+// error, or null.
+#define GUMBEL_EXT_DECLARE_LAUNCH(type)                                                   \
+  const char* launch_##type(Op op, const Params& params, const Plan& plan, void* stream); \
+  const char* launch_noise_##type(const RandomSource& random, std::int64_t* used_state,   \
+                                  std::int64_t count, void* y, void* stream);
+GUMBEL_EXT_DECLARE_LAUNCH(float64)
+GUMBEL_EXT_DECLARE_LAUNCH(float32)
+GUMBEL_EXT_DECLARE_LAUNCH(bfloat16)
+GUMBEL_EXT_DECLARE_LAUNCH(float16)
+#undef GUMBEL_EXT_DECLARE_LAUNCH
+
+}  // namespace cuda
+}  // namespace gumbel_ext

@@ -1,0 +1,93 @@
+// Which regime a call runs in: every rule about sizes and shapes in one place.
+#include <algorithm>
+
+#include "params.h"
+
+namespace gumbel_ext {
+namespace cuda {
+
+namespace {
+
+// Teams that hold a row, smallest first: threads, and the groups of elements that each may hold.
+struct TeamSize {
+  int threads, groups;
+};
+constexpr int kMost = 0;  // stands for held_groups()
+constexpr TeamSize kTeams[] = {
+    {1, 1},  {2, 1},      {4, 1},       {8, 1},       {32, 1},
+    {32, 2}, {32, kMost}, {128, kMost}, {256, kMost}, {384, kMost},
+};
+constexpr int kClusterThreads = 384;
+
+// A block must have this many classes for a second launch to pay.
+constexpr std::int64_t kMinChunkClasses = 4096;
+// Rows are split among blocks when there are fewer than this part of the multiprocessors.
+constexpr int kFewRows = 2;
+// Classes from which more warps share the columns of a block, where columns are few.
+constexpr std::int64_t kManyClasses = 512;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+Plan split_row(const Params& p, const Device& device, int group) {
+  const std::int64_t rows = p.outer * p.inner;
+  // The grid of groups begins up to group - 1 elements before class 0.
+  const std::int64_t length = p.classes + group - 1;
+  const std::int64_t wanted = divide_up(4 * device.multiprocessors, rows);
+  const std::int64_t most = std::max<std::int64_t>(1, length / kMinChunkClasses);
+  const std::int64_t chunks = std::min<std::int64_t>({wanted, most, 1024});
+  const std::int64_t chunk_classes =
+      divide_up(divide_up(length, chunks), 256 * group) * 256 * group;
+  return Plan{Regime::kSplit, 256, 0, 1, divide_up(length, chunk_classes), chunk_classes};
+}
+
+}  // namespace
+
+Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
+  const int group = group_elements(type);
+  const std::int64_t rows = p.outer * p.inner;
+  const bool pick = op == Op::kHard || op == Op::kIndexOnly;
+  if (p.class_stride != 1 && p.classes > 1) {
+    const std::int64_t blocks = divide_up(p.outer * divide_up(p.inner, 4), 32);
+    const bool share = p.classes >= kManyClasses && blocks < device.multiprocessors;
+    return Plan{Regime::kColumns, share ? 16 : 8, 0, 1, 1, 0};
+  }
+  if (rows * kFewRows <= device.multiprocessors && p.classes >= 4 * kMinChunkClasses) {
+    return split_row(p, device, group);
+  }
+  // In a contiguous tensor a row may begin inside a group.
+  const bool aligned_rows = p.inner != 1 || p.classes % group == 0;
+  const std::int64_t groups = divide_up(p.classes + (aligned_rows ? 0 : group - 1), group);
+  if (pick) {
+    // Nothing is held: enough threads that each has a few groups.
+    for (const TeamSize& team : kTeams) {
+      if (team.threads <= 32 && team.groups == 1 &&
+          groups <= (team.threads < 32 ? 2 : 8) * team.threads) {
+        return Plan{Regime::kRows, team.threads, 0, 1, 1, 0};
+      }
+    }
+    return Plan{Regime::kRows, 256, 0, 1, 1, 0};
+  }
+  const int most = held_groups(element_bytes(type));
+  for (const TeamSize& team : kTeams) {
+    const int held = team.groups == kMost ? most : team.groups;
+    if (groups <= static_cast<std::int64_t>(team.threads) * held) {
+      return Plan{Regime::kRows, team.threads, held, 1, 1, 0};
+    }
+  }
+  if (device.clusters) {
+    for (int cluster = 2; cluster <= 16; cluster *= 2) {
+      if (groups <= static_cast<std::int64_t>(cluster) * kClusterThreads * most) {
+        return Plan{Regime::kClusters, kClusterThreads, most, cluster, 1, 0};
+      }
+    }
+  }
+  return Plan{Regime::kStream, 256, 0, 1, 1, divide_up(p.classes + group, group) * group};
+}
+
+std::int64_t partial_bytes(const Plan& plan, const Params& p) {
+  // Three numbers of 8 bytes are the most that a chunk leaves.
+  return plan.regime == Regime::kSplit ? p.outer * p.inner * plan.chunks * 24 : 0;
+}
+
+}  // namespace cuda
+}  // namespace gumbel_ext

@@ -1,0 +1,687 @@
+// The CUDA kernels, unchanged, under emulation: every regime, type and layout against a float64
+// reference on the same noise, and the noise itself against the CPU kernels' to the bit.
+//
+//   test_cuda_kernels [only cases whose name contains this]
+//
+// GUMBEL_EXT_ORDER = in_order | reverse | random | greedy chooses the order that threads run in,
+// GUMBEL_EXT_QUICK=1 leaves out the long rows.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cpu/kernels.h"
+#include "launch.cuh"
+
+namespace {
+
+using namespace gumbel_ext;
+using cuda::ElementType;
+using cuda::Op;
+using cuda::Params;
+using cuda::Plan;
+using cuda::Regime;
+
+constexpr std::uint64_t kSeed = 0x1234567890ABCDEFu, kOffset = 41;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+int passed = 0, failed = 0;
+
+// Memory of exactly the size asked for, so that a sanitizer sees the first byte past it, and at an
+// address that is `shift` elements off a 64-byte boundary.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(std::int64_t count, int shift = 0) : shift_(shift) {
+    const std::size_t bytes = static_cast<std::size_t>(count + shift) * sizeof(T);
+    memory_.reset(static_cast<T*>(::operator new(bytes > 0 ? bytes : 1, std::align_val_t(64))));
+    std::memset(static_cast<void*>(memory_.get()), 0xCC, bytes);
+  }
+  T* data() { return memory_.get() + shift_; }
+  T& operator[](std::int64_t i) { return data()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { ::operator delete(static_cast<void*>(p), std::align_val_t(64)); }
+  };
+  int shift_;
+  std::unique_ptr<T, Free> memory_;
+};
+
+template <class T>
+struct Type;
+template <>
+struct Type<float> {
+  static constexpr ElementType value = ElementType::kFloat32;
+  static constexpr cpu::ElementType cpu_value = cpu::ElementType::kFloat32;
+  static constexpr const char* name = "float32";
+  static constexpr double epsilon = 0x1p-23, smallest = 0x1p-126;
+};
+template <>
+struct Type<double> {
+  static constexpr ElementType value = ElementType::kFloat64;
+  static constexpr cpu::ElementType cpu_value = cpu::ElementType::kFloat64;
+  static constexpr const char* name = "float64";
+  static constexpr double epsilon = 0x1p-52, smallest = 0x1p-1022;
+};
+template <>
+struct Type<BFloat16> {
+  static constexpr ElementType value = ElementType::kBFloat16;
+  static constexpr cpu::ElementType cpu_value = cpu::ElementType::kBFloat16;
+  static constexpr const char* name = "bfloat16";
+  static constexpr double epsilon = 0x1p-7, smallest = 0x1p-126;
+};
+template <>
+struct Type<Half> {
+  static constexpr ElementType value = ElementType::kFloat16;
+  static constexpr cpu::ElementType cpu_value = cpu::ElementType::kFloat16;
+  static constexpr const char* name = "float16";
+  static constexpr double epsilon = 0x1p-10, smallest = 0x1p-14;
+};
+
+double to_double(float a) { return a; }
+double to_double(double a) { return a; }
+double to_double(BFloat16 a) { return widen(a); }
+double to_double(Half a) { return widen(a); }
+template <class T>
+T from_double(double a) {
+  T out;
+  if constexpr (std::is_same_v<T, double>) {
+    out = a;
+  } else {
+    narrow(static_cast<float>(a), &out);
+  }
+  return out;
+}
+
+double noise_of(std::uint64_t n) {
+  const std::uint32_t hi = philox_word(kSeed, kOffset, n), lo = philox_word(kSeed, kOffset + 1, n);
+  return -log_positive(exponential_from_real_words(DeviceF64{static_cast<double>(hi)},
+                                                   DeviceF64{static_cast<double>(lo)}))
+              .v;
+}
+
+enum class Shape { kContiguous, kChannelsLast, kPitched };
+enum class Special { kNone, kEdges, kTies };
+
+struct Case {
+  Op op = Op::kSoft;
+  std::int64_t outer = 1, classes = 1, inner = 1;
+  Shape shape = Shape::kContiguous;
+  int shift = 0;
+  bool mask = false, tau_rows = false, grad_tau = false, in_memory = false;
+  Special special = Special::kNone;
+  double tau = 0.7;
+  // Forces a regime where its team is not 0.
+  Plan plan{Regime::kRows, 0, 0, 1, 1, 0};
+  cuda::Device device{132, true};
+};
+
+const char* name_of(Op op) {
+  switch (op) {
+    case Op::kSoft:
+      return "soft";
+    case Op::kHard:
+      return "hard";
+    case Op::kIndexOnly:
+      return "index";
+    case Op::kBackward:
+      return "backward";
+    default:
+      return "recompute";
+  }
+}
+const char* name_of(Regime regime) {
+  switch (regime) {
+    case Regime::kRows:
+      return "rows";
+    case Regime::kClusters:
+      return "clusters";
+    case Regime::kStream:
+      return "stream";
+    case Regime::kSplit:
+      return "split";
+    default:
+      return "columns";
+  }
+}
+
+template <class T>
+class Run {
+ public:
+  using Scalar = typename Element<T>::Scalar;
+
+  explicit Run(const Case& c)
+      : c_(c),
+        rows_(c.outer * c.inner),
+        pitch_(c.shape == Shape::kPitched ? c.classes + 3 : c.classes),
+        size_(c.outer * pitch_ * c.inner),
+        x_(size_, c.shift),
+        y_(size_, c.shift),
+        grad_(size_, c.shift),
+        out_(size_, c.shift),
+        mask_(c.outer * c.classes * c.inner),
+        tau_(rows_),
+        index_(rows_),
+        grad_tau_(rows_),
+        used_(2),
+        state_(2) {
+    Params& p = p_;
+    p.outer = c.outer;
+    p.classes = c.classes;
+    p.inner = c.inner;
+    if (c.shape == Shape::kChannelsLast) {
+      p.outer_stride = c.classes * c.inner;
+      p.class_stride = 1;
+      p.inner_stride = c.classes;
+    } else {
+      p.outer_stride = pitch_ * c.inner;
+      p.class_stride = c.inner;
+      p.inner_stride = 1;
+    }
+    std::mt19937_64 random(static_cast<std::uint64_t>(c.classes * 31 + c.inner));
+    std::normal_distribution<double> normal(0, 2);
+    for (std::int64_t i = 0; i < size_; ++i) {
+      x_[i] = from_double<T>(c.special == Special::kTies ? 0x1p14 : normal(random));
+      grad_[i] = from_double<T>(normal(random));
+    }
+    for (std::int64_t i = 0; i < c.outer * c.classes * c.inner; ++i) mask_[i] = random() % 4 != 0;
+    for (std::int64_t r = 0; r < rows_; ++r) tau_[r] = 0.3 + 0.1 * static_cast<double>(r % 11);
+    if (c.special == Special::kEdges) make_edges();
+    p.logits = x_.data();
+    if (c.mask) {
+      p.mask = mask_.data();
+      p.mask_outer_stride = c.classes * c.inner;
+      p.mask_class_stride = c.inner;
+      p.mask_inner_stride = 1;
+    }
+    if (c.tau_rows) p.tau = tau_.data();
+    p.exponent_scale = 1.4426950408889634074 / c.tau;
+    p.inverse_tau = 1 / c.tau;
+    p.random.seed = kSeed;
+    p.random.offset = kOffset;
+    if (c.in_memory) {
+      state_[0] = static_cast<std::int64_t>(kSeed);
+      state_[1] = static_cast<std::int64_t>(4 * (kOffset - 1));
+      p.random = {true, true, 0, 0, state_.data(), state_.data() + 1, 4};
+    }
+    p.used_state = used_.data();
+    reference();
+  }
+
+  void check(std::string* why) {
+    const bool backward = c_.op == Op::kBackward || c_.op == Op::kBackwardRecompute;
+    if (backward) {
+      for (std::int64_t r = 0; r < rows_; ++r) index_[r] = want_index_[static_cast<std::size_t>(r)];
+      p_.index = index_.data();
+      p_.grad = grad_.data();
+      p_.grad_logits = out_.data();
+      p_.used_state = nullptr;
+      if (c_.grad_tau) p_.grad_tau = grad_tau_.data();
+      if (c_.op == Op::kBackward) {
+        p_.logits = nullptr;
+        p_.mask = nullptr;
+        for (std::int64_t r = 0; r < rows_; ++r) {
+          for (std::int64_t k = 0; k < c_.classes; ++k) {
+            y_[at(r, k)] = from_double<T>(want_y_[flat(r, k)]);
+          }
+        }
+        p_.y = y_.data();
+      }
+    } else {
+      p_.index = index_.data();
+      if (c_.op != Op::kIndexOnly) p_.y = y_.data();
+    }
+    Plan plan = c_.plan;
+    if (plan.team == 0) plan = cuda::make_plan(c_.op, Type<T>::value, p_, c_.device);
+    regime_ = plan.regime;
+    Buffer<char> partials(cuda::partial_bytes(plan, p_));
+    p_.partials = partials.data();
+    launch_of<T>(c_.op, p_, plan, nullptr);
+    if (backward) {
+      check_gradient(why);
+    } else {
+      check_forward(why);
+    }
+  }
+
+  Regime regime() const { return regime_; }
+
+ private:
+  std::int64_t at(std::int64_t row, std::int64_t k) const {
+    return row / c_.inner * p_.outer_stride + row % c_.inner * p_.inner_stride +
+           k * p_.class_stride;
+  }
+  std::size_t flat(std::int64_t row, std::int64_t k) const {
+    return static_cast<std::size_t>(row * c_.classes + k);
+  }
+  bool allowed(std::int64_t row, std::int64_t k) {
+    return !c_.mask || mask_[(row / c_.inner * c_.classes + k) * c_.inner + row % c_.inner] != 0;
+  }
+  double row_tau(std::int64_t row) { return c_.tau_rows ? tau_[row] : c_.tau; }
+
+  // Rows that go another way: NaN, nothing but -inf, +inf, and for masks nothing allowed.
+  void make_edges() {
+    const std::int64_t middle = c_.classes / 2, last = c_.classes - 1;
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      switch (r % 8) {
+        case 1:
+          x_[at(r, middle)] = from_double<T>(kNaN);
+          x_[at(r, last)] = from_double<T>(kNaN);
+          break;
+        case 2:
+          for (std::int64_t k = 0; k < c_.classes; ++k) x_[at(r, k)] = from_double<T>(-kInfinity);
+          break;
+        case 3:
+          x_[at(r, last)] = from_double<T>(kInfinity);
+          break;
+        case 4:
+          for (std::int64_t k = 0; k < c_.classes; ++k) {
+            mask_[(r / c_.inner * c_.classes + k) * c_.inner + r % c_.inner] = 0;
+          }
+          break;
+        case 5:
+          for (std::int64_t k = 0; k < last; ++k) x_[at(r, k)] = from_double<T>(-kInfinity);
+          mask_[(r / c_.inner * c_.classes + last) * c_.inner + r % c_.inner] = 1;
+          break;
+        default:
+          break;
+      }
+    }
+  }
+
+  void reference() {
+    want_y_.assign(static_cast<std::size_t>(rows_ * c_.classes), 0);
+    want_index_.assign(static_cast<std::size_t>(rows_), 0);
+    z_.assign(static_cast<std::size_t>(rows_ * c_.classes), 0);
+    condition_.assign(static_cast<std::size_t>(rows_), 1);
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      double best = -kInfinity, largest = 0;
+      std::int64_t index = -1, first_allowed = -1, nan = -1;
+      for (std::int64_t k = 0; k < c_.classes; ++k) {
+        const auto n =
+            static_cast<std::uint64_t>((r / c_.inner * c_.classes + k) * c_.inner + r % c_.inner);
+        const double g = noise_of(n), l = to_double(x_[at(r, k)]);
+        // The tie case is about float32's rounding; the others about exact values.
+        double z = c_.special == Special::kTies
+                       ? static_cast<double>(static_cast<Scalar>(l) + static_cast<Scalar>(g))
+                       : l + g;
+        if (!allowed(r, k)) z = -kInfinity;
+        z_[flat(r, k)] = z;
+        if (allowed(r, k) && first_allowed < 0) first_allowed = k;
+        if (z != z && nan < 0) nan = k;
+        if (z > best) {
+          best = z;
+          index = k;
+        }
+        if (std::isfinite(z)) largest = std::max(largest, std::fabs(l) + std::fabs(g));
+      }
+      condition_[static_cast<std::size_t>(r)] = 1 + largest / row_tau(r);
+      bool is_nan = nan >= 0 || best == kInfinity;
+      if (nan >= 0) {
+        index = nan;
+      } else if (index < 0 && first_allowed >= 0) {
+        index = first_allowed;
+        is_nan = true;
+      }
+      want_index_[static_cast<std::size_t>(r)] = index;
+      double sum = 0;
+      for (std::int64_t k = 0; k < c_.classes; ++k) {
+        const double e = std::exp((z_[flat(r, k)] - best) / row_tau(r));
+        want_y_[flat(r, k)] = e;
+        sum += e;
+      }
+      for (std::int64_t k = 0; k < c_.classes; ++k) {
+        double& y = want_y_[flat(r, k)];
+        y = index < 0 ? 0 : is_nan ? kNaN : y / sum;
+      }
+    }
+  }
+
+  static bool close(double got, double want, double tolerance) {
+    if (want != want) return got != got;
+    return std::fabs(got - want) <= tolerance;
+  }
+
+  void check_forward(std::string* why) {
+    char text[200];
+    if (used_[0] != static_cast<std::int64_t>(kSeed) ||
+        used_[1] != static_cast<std::int64_t>(kOffset)) {
+      *why = "used_state is not (seed, offset)";
+      return;
+    }
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      const std::int64_t index = index_[r], want = want_index_[static_cast<std::size_t>(r)];
+      bool near_tie = false;
+      if (index != want && index >= 0 && index < c_.classes && want >= 0) {
+        const double best = z_[flat(r, want)];
+        near_tie = std::fabs(z_[flat(r, index)] - best) <= 4 * 0x1p-23 * std::fabs(best);
+        if (c_.special == Special::kTies) near_tie = false;
+      }
+      if (index != want && !near_tie) {
+        std::snprintf(text, sizeof text, "row %lld: index %lld, want %lld", (long long)r,
+                      (long long)index, (long long)want);
+        *why = text;
+        return;
+      }
+      if (c_.op == Op::kIndexOnly) continue;
+      const double k_eps =
+          condition_[static_cast<std::size_t>(r)] * (std::is_same_v<T, double> ? 0x1p-52 : 0x1p-23);
+      for (std::int64_t k = 0; k < c_.classes; ++k) {
+        const double got = to_double(y_[at(r, k)]);
+        double wanted = want_y_[flat(r, k)];
+        double tolerance = wanted * (8 * k_eps + Type<T>::epsilon) + Type<T>::smallest;
+        if (c_.op == Op::kHard) {
+          // +inf is a winner like any other; a soft row of it is NaN.
+          const bool no_winner = want < 0 || !(z_[flat(r, want)] > -kInfinity);
+          wanted = want < 0 ? 0 : no_winner ? kNaN : (k == index ? 1 : 0);
+          tolerance = 0;
+        }
+        if (!close(got, wanted, tolerance)) {
+          std::snprintf(text, sizeof text, "row %lld class %lld: y = %.9g, want %.9g", (long long)r,
+                        (long long)k, got, wanted);
+          *why = text;
+          return;
+        }
+      }
+    }
+  }
+
+  void check_gradient(std::string* why) {
+    char text[200];
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      const std::int64_t index = want_index_[static_cast<std::size_t>(r)];
+      const double k_eps =
+          condition_[static_cast<std::size_t>(r)] * (std::is_same_v<T, double> ? 0x1p-52 : 0x1p-23);
+      const double tau = row_tau(r);
+      const double shift = index < 0 ? 0 : to_double(grad_[at(r, index)]);
+      const auto y_at = [&](std::int64_t k) {
+        return c_.op == Op::kBackward ? to_double(y_[at(r, k)]) : want_y_[flat(r, k)];
+      };
+      double dot = 0, scale = 0, dtau = 0, dtau_scale = 0, subnormal_scale = 0;
+      for (std::int64_t k = 0; k < c_.classes; ++k) {
+        dot += (to_double(grad_[at(r, k)]) - shift) * y_at(k);
+      }
+      std::vector<double> want(static_cast<std::size_t>(c_.classes));
+      for (std::int64_t k = 0; k < c_.classes; ++k) {
+        const double y = y_at(k), h = to_double(grad_[at(r, k)]) - shift;
+        const double dl = index < 0 ? 0 : y * (h - dot) / tau;
+        want[static_cast<std::size_t>(k)] = dl;
+        if (dl == dl) scale = std::max(scale, y * (std::fabs(h) + std::fabs(dot)) / tau);
+        const double log_y = y > 0 ? std::log(y) : 0;
+        dtau -= log_y * dl;
+        dtau_scale += std::fabs(log_y * y) * (std::fabs(h) + std::fabs(dot)) / tau;
+        subnormal_scale += (std::fabs(log_y) + 1) * (std::fabs(h) + std::fabs(dot)) / tau;
+        if (y != y) dtau = kNaN;
+      }
+      for (std::int64_t k = 0; k < c_.classes; ++k) {
+        const double got = to_double(out_[at(r, k)]), wanted = want[static_cast<std::size_t>(k)];
+        if (!close(got, wanted, scale * (4 * Type<T>::epsilon + 16 * k_eps) + Type<T>::smallest)) {
+          std::snprintf(text, sizeof text, "row %lld class %lld: gradient %.9g, want %.9g",
+                        (long long)r, (long long)k, got, wanted);
+          *why = text;
+          return;
+        }
+      }
+      if (c_.grad_tau) {
+        const double got = static_cast<double>(grad_tau_[r]);
+        // Regimes that do not hold a row round y to 16 bits on the way; below the smallest normal
+        // float16 that is an absolute error of up to 2^-25.
+        const bool rounds = c_.op == Op::kBackwardRecompute && sizeof(T) == 2;
+        const double tolerance =
+            dtau_scale * (4 * (rounds ? Type<T>::epsilon : 0) + 32 * k_eps) +
+            (rounds && std::is_same_v<T, Half> ? subnormal_scale * 0x1p-25 : 0);
+        if (!close(got, index < 0 ? 0 : dtau, tolerance + 1e-37)) {
+          std::snprintf(text, sizeof text, "row %lld: grad_tau %.9g, want %.9g (scale %.3g)",
+                        (long long)r, got, dtau, dtau_scale);
+          *why = text;
+          return;
+        }
+      }
+    }
+  }
+
+  const Case c_;
+  const std::int64_t rows_, pitch_, size_;
+  Buffer<T> x_, y_, grad_, out_;
+  Buffer<std::uint8_t> mask_;
+  Buffer<double> tau_;
+  Buffer<std::int64_t> index_;
+  Buffer<Scalar> grad_tau_;
+  Buffer<std::int64_t> used_, state_;
+  Params p_{};
+  Regime regime_ = Regime::kRows;
+  std::vector<double> want_y_, z_, condition_;
+  std::vector<std::int64_t> want_index_;
+};
+
+std::string only;
+
+void report(const std::string& name, const std::string& why) {
+  if (why.empty()) {
+    ++passed;
+    return;
+  }
+  ++failed;
+  std::printf("FAILED %s: %s\n", name.c_str(), why.c_str());
+}
+
+template <class T>
+void run_case(const Case& c) {
+  char name[200];
+  std::snprintf(name, sizeof name, "%s %s [%lld, %lld, %lld]%s%s%s%s%s%s team %d cluster %d",
+                Type<T>::name, name_of(c.op), (long long)c.outer, (long long)c.classes,
+                (long long)c.inner,
+                c.shape == Shape::kChannelsLast ? " channels-last"
+                : c.shape == Shape::kPitched    ? " pitched"
+                                                : "",
+                c.shift ? " misaligned" : "", c.mask ? " mask" : "", c.tau_rows ? " tau" : "",
+                c.grad_tau ? " grad_tau" : "",
+                c.special == Special::kEdges  ? " edges"
+                : c.special == Special::kTies ? " ties"
+                                              : "",
+                c.plan.team, c.plan.cluster);
+  std::string full =
+      std::string(name) + (c.plan.team ? std::string(" ") + name_of(c.plan.regime) : "");
+  if (!only.empty() && full.find(only) == std::string::npos) return;
+  std::string why;
+  try {
+    Run<T>(c).check(&why);
+  } catch (const std::exception& error) {
+    why = error.what();
+  }
+  report(full, why);
+}
+
+constexpr Op kOps[] = {Op::kSoft, Op::kHard, Op::kIndexOnly, Op::kBackward, Op::kBackwardRecompute};
+
+// One shape in all ops and, in turn, with everything that a call can ask for.
+template <class T>
+void run_shape(const Case& base) {
+  int variant = 0;
+  for (const Op op : kOps) {
+    Case c = base;
+    c.op = op;
+    c.grad_tau = op == Op::kBackward || op == Op::kBackwardRecompute;
+    run_case<T>(c);
+    c.mask = true;
+    c.tau_rows = true;
+    c.shift = 1 + variant % 3;
+    c.in_memory = variant % 2 == 0;
+    run_case<T>(c);
+    c.special = Special::kEdges;
+    run_case<T>(c);
+    c.mask = c.tau_rows = c.in_memory = false;
+    c.shift = 0;
+    run_case<T>(c);
+    ++variant;
+  }
+}
+
+template <class T>
+void run_type(bool quick) {
+  // Teams of lanes and blocks, by the plan's own choice; odd widths begin rows anywhere in a group.
+  for (const std::int64_t classes :
+       {1,  2,  3,  4,   5,   7,   8,   9,   10,  15,  16,  17,  31,  32,
+        33, 64, 65, 100, 127, 128, 129, 255, 256, 257, 500, 767, 768, 769}) {
+    Case c;
+    c.outer = classes <= 32 ? 37 : 9;
+    c.classes = classes;
+    run_shape<T>(c);
+  }
+  for (const std::int64_t classes :
+       quick ? std::vector<std::int64_t>{1025}
+             : std::vector<std::int64_t>{1023, 1025, 3071, 3073, 6145, 9215}) {
+    Case c;
+    c.outer = 8;
+    c.classes = classes;
+    c.device.multiprocessors = 4;
+    run_shape<T>(c);
+  }
+  for (const std::int64_t classes : {5, 33, 1025}) {
+    Case c;
+    c.outer = 9;
+    c.classes = classes;
+    c.shape = Shape::kPitched;
+    run_shape<T>(c);
+  }
+  // Clusters of 2 and 4 blocks, with a row that leaves some of their threads idle.
+  for (const int cluster : {2, 4}) {
+    Case c;
+    c.outer = 5;
+    c.classes = cluster * 1500 + 7;
+    c.plan = Plan{Regime::kClusters, 384, cuda::held_groups(sizeof(T)), cluster, 1, 0};
+    for (const Op op : {Op::kSoft, Op::kBackward, Op::kBackwardRecompute}) {
+      c.op = op;
+      c.grad_tau = op != Op::kSoft;
+      c.special = Special::kNone;
+      run_case<T>(c);
+      c.special = Special::kEdges;
+      c.mask = true;
+      run_case<T>(c);
+      c.mask = false;
+    }
+  }
+  for (const std::int64_t classes : {3, 700, 4097}) {
+    Case c;
+    c.outer = 8;
+    c.classes = classes;
+    constexpr int kGroup = Element<T>::kGroup;
+    const std::int64_t whole = (classes + 2 * kGroup) / kGroup * kGroup;
+    c.plan = Plan{Regime::kStream, 256, 0, 1, 1, whole};
+    for (const Op op : {Op::kSoft, Op::kBackward, Op::kBackwardRecompute}) {
+      c.op = op;
+      c.grad_tau = op != Op::kSoft;
+      c.special = Special::kNone;
+      run_case<T>(c);
+      c.special = Special::kEdges;
+      c.mask = c.tau_rows = true;
+      run_case<T>(c);
+      c.mask = c.tau_rows = false;
+    }
+    const std::int64_t chunk = 256 * kGroup;
+    c.plan = Plan{Regime::kSplit, 256, 0, 1, (classes + kGroup - 1 + chunk - 1) / chunk, chunk};
+    run_shape<T>(c);
+  }
+  // Classes that are not adjacent: 16-byte vectors across rows where memory allows.
+  for (const std::int64_t inner : {1, 2, 3, 4, 5, 8, 31, 32, 130}) {
+    for (const std::int64_t classes : {2, 9, 70}) {
+      Case c;
+      c.outer = 3;
+      c.classes = classes;
+      c.inner = inner;
+      if (inner == 1) continue;
+      run_shape<T>(c);
+      if (classes == 9) {
+        c.shape = Shape::kChannelsLast;
+        run_shape<T>(c);
+      }
+    }
+  }
+  {
+    Case c;
+    c.outer = 1;
+    c.classes = 600;
+    c.inner = 8;
+    run_shape<T>(c);
+  }
+  // Every score the same number: the lowest index wins, in every regime.
+  for (const Op op : {Op::kSoft, Op::kHard, Op::kIndexOnly}) {
+    Case c;
+    c.op = op;
+    c.special = Special::kTies;
+    if (sizeof(T) == 8) continue;
+    for (const std::int64_t classes : {2, 10, 33, 500, 3000}) {
+      c.outer = 5;
+      c.classes = classes;
+      c.inner = 1;
+      run_case<T>(c);
+      c.inner = 4;
+      run_case<T>(c);
+    }
+  }
+}
+
+// The CPU's kernels for an instruction set that has fma; null on a machine without.
+const cpu::KernelTable* cpu_kernels() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &cpu::kAvx2Kernels
+                                                                         : nullptr;
+#else
+  return &cpu::kBaselineKernels;
+#endif
+}
+
+template <class T>
+void check_noise_bits() {
+  if (cpu_kernels() == nullptr) return;
+  constexpr std::int64_t kCount = 40'003;
+  Buffer<T> ours(kCount), theirs(kCount);
+  cuda::RandomSource random{};
+  random.seed = kSeed;
+  random.offset = kOffset;
+  std::string why;
+  try {
+    launch_noise_of<T>(random, nullptr, kCount, ours.data(), nullptr);
+    cpu_kernels()->noise(Type<T>::cpu_value, kSeed, kOffset, 0, kCount, theirs.data());
+    if (std::memcmp(ours.data(), theirs.data(), kCount * sizeof(T)) != 0) why = "bits differ";
+  } catch (const std::exception& error) {
+    why = error.what();
+  }
+  report(std::string(Type<T>::name) + " noise against the CPU's", why);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1) only = argv[1];
+  const bool quick = std::getenv("GUMBEL_EXT_QUICK") != nullptr;
+  auto& options = emulation::options();
+  options.seed = 12345;
+  if (const char* order = std::getenv("GUMBEL_EXT_ORDER")) {
+    const std::string o = order;
+    options.order = o == "reverse"  ? emulation::Order::kReverse
+                    : o == "random" ? emulation::Order::kRandom
+                    : o == "greedy" ? emulation::Order::kGreedy
+                                    : emulation::Order::kInOrder;
+  }
+  if (only.empty()) {
+    check_noise_bits<float>();
+    check_noise_bits<double>();
+    check_noise_bits<BFloat16>();
+    check_noise_bits<Half>();
+  }
+  run_type<float>(quick);
+  run_type<BFloat16>(quick);
+  run_type<Half>(quick);
+  run_type<double>(quick);
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}
