@@ -202,13 +202,17 @@ GUMBEL_EXT_INLINE F log_positive(F x) {
   return fma(e, T::splat(N::ln2), fma(f2, b, f));
 }
 
-// float32, from the first word alone: v = (hi + 1/2) 2^-32. Good to 2^-21 unless needs_low_word().
+// min(v, 1 - v) in float32, from the first word alone: v = (hi + 1/2) 2^-32. Good to 2^-21 unless
+// needs_low_word().
+template <class F, class Words>
+GUMBEL_EXT_INLINE F tail_from_high_word(Words hi) {
+  using T = RealTraits<F>;
+  const F nearest = to_real(hi ^ spread_top_bit(hi));
+  return fma(nearest, T::splat(0x1p-32f), T::splat(0x1p-33f));
+}
 template <class F, class Words>
 GUMBEL_EXT_INLINE F exponential_from_high_word(Words hi) {
-  using T = RealTraits<F>;
-  const Words flip = spread_top_bit(hi);
-  const F nearest = to_real(hi ^ flip);
-  return exponential_from_tail(fma(nearest, T::splat(0x1p-32f), T::splat(0x1p-33f)), as_mask(flip));
+  return exponential_from_tail(tail_from_high_word<F>(hi), as_mask(spread_top_bit(hi)));
 }
 
 // Lanes whose hi lies within 2^20 of either end of its range, where 32 bits no longer resolve E:
@@ -218,10 +222,10 @@ GUMBEL_EXT_INLINE auto needs_low_word(Words hi) {
   return top_bit((hi ^ spread_top_bit(hi)) - RealTraits<F>::splat_bits(1u << 20));
 }
 
-// float32, from both words: v = (hi 2^32 + lo + 1/2) 2^-64. Where needs_low_word(): every part of
-// the sum is exact there.
+// min(v, 1 - v) in float32, from both words: v = (hi 2^32 + lo + 1/2) 2^-64. Where
+// needs_low_word(): every part of the sum is exact there.
 template <class F, class Words>
-GUMBEL_EXT_INLINE F exponential_from_tail_words(Words hi, Words lo) {
+GUMBEL_EXT_INLINE F tail_from_both_words(Words hi, Words lo) {
   using T = RealTraits<F>;
   const Words flip = spread_top_bit(hi);
   const Words near_lo = lo ^ flip;
@@ -229,7 +233,11 @@ GUMBEL_EXT_INLINE F exponential_from_tail_words(Words hi, Words lo) {
   const F lo_low = to_real(near_lo & T::splat_bits(0xFFFFu));
   const F below =
       fma(lo_high, T::splat(0x1p-48f), fma(lo_low, T::splat(0x1p-64f), T::splat(0x1p-65f)));
-  return exponential_from_tail(fma(to_real(hi ^ flip), T::splat(0x1p-32f), below), as_mask(flip));
+  return fma(to_real(hi ^ flip), T::splat(0x1p-32f), below);
+}
+template <class F, class Words>
+GUMBEL_EXT_INLINE F exponential_from_tail_words(Words hi, Words lo) {
+  return exponential_from_tail(tail_from_both_words<F>(hi, lo), as_mask(spread_top_bit(hi)));
 }
 
 // An upper bound of the float32 noise, from the first word alone and without a logarithm. With

@@ -100,14 +100,14 @@ template <class T, class Scalar>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_columns(const Params& p, const ColumnView& view,
                                                             int c, NoiseSource& noise,
                                                             Scalar (&z)[kColumnsPerLane]) {
-  Scalar log_e[kColumnsPerLane];
-  noise.log_exponentials(
-      view.position + static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.inner), log_e);
   load_columns<T>(p.logits, p, view, c, z);
+  noise.add_four(
+      view.position + static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.inner), z);
+  if (p.mask != nullptr) {
 #pragma unroll
-  for (int j = 0; j < kColumnsPerLane; ++j) {
-    z[j] = add(z[j], -log_e[j]);
-    if (p.mask != nullptr && j < view.columns && !view.allowed(p, j, c)) z[j] = -infinity<Scalar>();
+    for (int j = 0; j < kColumnsPerLane; ++j) {
+      if (j < view.columns && !view.allowed(p, j, c)) z[j] = -infinity<Scalar>();
+    }
   }
 }
 
@@ -135,19 +135,24 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void merge_warps(V (&of_columns)[kColum
   __syncthreads();
 }
 
-// A column without an ordinary winner; see settle_row().
+// A column that is not ordinary; see settle_row().
+template <class T>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowKind settle_column(const Params& p,
                                                                const ColumnView& view, int column,
-                                                               bool nan, int* index) {
-  if (nan) return RowKind::kNaN;
+                                                               int* index) {
+  int first_allowed = kNoIndex;
   for (int c = 0; c < static_cast<int>(p.classes); ++c) {
-    if (view.allowed(p, column, c)) {
+    if (!view.allowed(p, column, c)) continue;
+    if (first_allowed == kNoIndex) first_allowed = c;
+    const auto logit = widen(static_cast<const T*>(
+        p.logits)[view.offset + column * p.inner_stride + c * p.class_stride]);
+    if (logit != logit) {
       *index = c;
       return RowKind::kNaN;
     }
   }
-  *index = -1;
-  return RowKind::kForbidden;
+  if (*index == kNoIndex) *index = first_allowed == kNoIndex ? -1 : first_allowed;
+  return *index < 0 ? RowKind::kForbidden : RowKind::kNaN;
 }
 
 // Every block takes 32 lanes' columns at a time.
@@ -205,10 +210,10 @@ soft_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
       const Best<Scalar>& best = total[j].best;
       int index = best.index;
       factor[j] = 1 / total[j].sum;
-      special[j] = j < view.columns &&
-                   (best.is_nan() || best.value == infinity<Scalar>() || index == kNoIndex);
+      special[j] = j < view.columns && (!(total[j].sum < infinity<Scalar>()) ||
+                                        best.value == infinity<Scalar>() || index == kNoIndex);
       if (special[j]) {
-        const RowKind kind = settle_column(p, view, j, index != kNoIndex, &index);
+        const RowKind kind = settle_column<T>(p, view, j, &index);
         factor[j] = kind == RowKind::kForbidden ? 0 : quiet_nan<Scalar>();
       }
       if (p.index != nullptr && warp == 0 && j < view.columns) p.index[view.row + j] = index;
@@ -261,7 +266,8 @@ pick_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
       int index = best[j].index;
       RowKind kind = RowKind::kOrdinary;
       if (best[j].is_nan() || index == kNoIndex) {
-        kind = settle_column(p, view, j, best[j].is_nan(), &index);
+        index = kNoIndex;
+        kind = settle_column<T>(p, view, j, &index);
       }
       if (p.index != nullptr && warp == 0) p.index[view.row + j] = index;
       if (p.y == nullptr) continue;

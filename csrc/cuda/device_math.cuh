@@ -46,10 +46,28 @@ GUMBEL_EXT_INLINE std::uint64_t bits_of(double a) {
 GUMBEL_EXT_INLINE double real_of(std::uint64_t a) {
   return __longlong_as_double(static_cast<long long>(a));
 }
-// 2^x, to 2 ulp; 0 below the smallest normal number.
+// Hides from the compiler how a value came about, so that it will not compute it again.
+GUMBEL_EXT_INLINE void keep_in_register(std::uint32_t& a) { asm volatile("" : "+r"(a)); }
+// The larger, or NaN if either is.
+GUMBEL_EXT_INLINE float larger_or_nan(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#else
+  return a != a || a > b ? a : b;
+#endif
+}
+// 2^x, to 2^-22 of the value; 0 below the smallest normal number.
 GUMBEL_EXT_INLINE float power_of_two(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// log2 x for normal x > 0: to 2^-22 of the value, absolutely for x in (1/2, 2).
+GUMBEL_EXT_INLINE float log2_approximate(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 GUMBEL_EXT_INLINE float widen(Half a) {
@@ -61,7 +79,36 @@ GUMBEL_EXT_INLINE void narrow(float a, Half* out) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out->bits) : "f"(a));
 }
 GUMBEL_EXT_INLINE void narrow(float a, BFloat16* out) {
+#if __CUDA_ARCH__ >= 800
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out->bits) : "f"(a));
+#else
+  out->bits = float_to_bfloat16(a);
+#endif
+}
+// a below b in one word: one instruction where two conversions and their merging take three.
+GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const Half*) {
+  std::uint32_t word;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+#else
+  Half low, high;
+  narrow(a, &low);
+  narrow(b, &high);
+  word = low.bits | static_cast<std::uint32_t>(high.bits) << 16;
+#endif
+  return word;
+}
+GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const BFloat16*) {
+  std::uint32_t word;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+#else
+  BFloat16 low, high;
+  narrow(a, &low);
+  narrow(b, &high);
+  word = low.bits | static_cast<std::uint32_t>(high.bits) << 16;
+#endif
+  return word;
 }
 #else
 GUMBEL_EXT_INLINE float add(float a, float b) { return a + b; }
@@ -83,14 +130,36 @@ GUMBEL_EXT_INLINE std::uint32_t bits_of(float a) { return same_bits<std::uint32_
 GUMBEL_EXT_INLINE float real_of(std::uint32_t a) { return same_bits<float>(a); }
 GUMBEL_EXT_INLINE std::uint64_t bits_of(double a) { return same_bits<std::uint64_t>(a); }
 GUMBEL_EXT_INLINE double real_of(std::uint64_t a) { return same_bits<double>(a); }
+GUMBEL_EXT_INLINE void keep_in_register(std::uint32_t&) {}
+GUMBEL_EXT_INLINE float larger_or_nan(float a, float b) { return a != a || a > b ? a : b; }
+// The hardware's functions as bad as they may be by their documentation: an error of 2^-22, up or
+// down with no pattern.
+GUMBEL_EXT_INLINE double documented_error(float x) {
+  const std::uint32_t mixed = (bits_of(x) ^ 0x9E3779B9u) * 0x85EBCA6Bu;
+  return mixed >> 31 ? 0x1p-22 : -0x1p-22;
+}
 GUMBEL_EXT_INLINE float power_of_two(float x) {
-  const float y = __builtin_exp2f(x);
+  const double exact = __builtin_exp2(static_cast<double>(x));
+  const float y = static_cast<float>(x == 0 ? 1 : exact * (1 + documented_error(x)));
   return y < 0x1p-126f ? 0.0f : y;
+}
+GUMBEL_EXT_INLINE float log2_approximate(float x) {
+  const double exact = __builtin_log2(static_cast<double>(x));
+  const double scale = x > 0.5f && x < 2.0f ? 1 : exact;
+  return static_cast<float>(exact + scale * documented_error(x));
 }
 GUMBEL_EXT_INLINE float widen(Half a) { return half_to_float(a.bits); }
 GUMBEL_EXT_INLINE void narrow(float a, Half* out) { out->bits = float_to_half(a); }
 GUMBEL_EXT_INLINE void narrow(float a, BFloat16* out) { out->bits = float_to_bfloat16(a); }
+template <class T>
+GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const T*) {
+  T low, high;
+  narrow(a, &low);
+  narrow(b, &high);
+  return low.bits | static_cast<std::uint32_t>(high.bits) << 16;
+}
 #endif
+GUMBEL_EXT_INLINE double larger_or_nan(double a, double b) { return a != a || a > b ? a : b; }
 GUMBEL_EXT_INLINE float widen(BFloat16 a) {
   return real_of(static_cast<std::uint32_t>(a.bits) << 16);
 }

@@ -212,18 +212,27 @@ class Call {
   at::Tensor output() { return empty_in_layout(like_, layout_); }
 
   void set_tau(double tau, const OptionalTensor& tau_tensor) {
+    const bool is_double = type_ == ElementType::kFloat64;
     if (!tau_tensor) {
-      const bool is_double = type_ == ElementType::kFloat64;
       p.exponent_scale = clamp(1.4426950408889634074 / tau, is_double);
       p.inverse_tau = clamp(1.0 / tau, is_double);
+      p.exponent_scale_float32 = static_cast<float>(p.exponent_scale);
+      p.inverse_tau_float32 = static_cast<float>(p.inverse_tau);
       return;
     }
     at::DimVector reduced(like_.sizes());
     if (!reduced.empty()) reduced[dim_] = 1;
-    // A temperature that is not positive and finite cannot be told without waiting for the device:
-    // its row becomes NaN.
-    kept_.push_back(tau_tensor->to(like_.device(), at::kDouble).expand(reduced).contiguous());
-    p.tau = kept_.back().const_data_ptr<double>();
+    at::Tensor of_rows = tau_tensor->to(like_.device());
+    if (!is_double && of_rows.scalar_type() == at::kDouble) {
+      // What is positive and finite stays so in float32; what is not stays what it is.
+      const at::Tensor valid = of_rows.gt(0).logical_and(of_rows.isfinite());
+      of_rows = at::where(
+          valid,
+          of_rows.clamp(std::numeric_limits<float>::min(), std::numeric_limits<float>::max()),
+          of_rows);
+    }
+    kept_.push_back(of_rows.to(is_double ? at::kDouble : at::kFloat).expand(reduced).contiguous());
+    p.tau = kept_.back().const_data_ptr();
   }
 
   void set_mask(const OptionalTensor& mask) {

@@ -18,9 +18,15 @@ inline int grid_size(std::int64_t blocks) {
   return static_cast<int>(blocks < kMost ? (blocks > 0 ? blocks : 1) : kMost);
 }
 
+template <class Team>
+int rows_grid(const Params& p, const Plan& plan) {
+  const std::int64_t per_block = static_cast<std::int64_t>(Team::kRowsPerBlock) * plan.repeats;
+  return grid_size((p.outer * p.inner + per_block - 1) / per_block);
+}
+
 template <class T, class Team, int kGroups>
-void launch_rows(Op op, const Params& p, void* stream) {
-  const int grid = grid_size((p.outer * p.inner + Team::kRowsPerBlock - 1) / Team::kRowsPerBlock);
+void launch_rows(Op op, const Params& p, const Plan& plan, void* stream) {
+  const int grid = rows_grid<Team>(p, plan);
   constexpr int kThreads = Team::kBlockThreads;
   switch (op) {
     case Op::kSoft:
@@ -35,10 +41,10 @@ void launch_rows(Op op, const Params& p, void* stream) {
   }
 }
 
-template <class T, class Team>
-void launch_pick(const Params& p, void* stream) {
-  const int grid = grid_size((p.outer * p.inner + Team::kRowsPerBlock - 1) / Team::kRowsPerBlock);
-  GUMBEL_EXT_LAUNCH((pick_rows_kernel<T, Team>), grid, Team::kBlockThreads, stream, p);
+template <class T, class Team, int kBatch>
+void launch_pick(const Params& p, const Plan& plan, void* stream) {
+  const int grid = rows_grid<Team>(p, plan);
+  GUMBEL_EXT_LAUNCH((pick_rows_kernel<T, Team, kBatch>), grid, Team::kBlockThreads, stream, p);
 }
 
 template <class T>
@@ -46,39 +52,40 @@ void launch_rows_of(Op op, const Params& p, const Plan& plan, void* stream) {
   if (op == Op::kHard || op == Op::kIndexOnly) {
     switch (plan.team) {
       case 1:
-        return launch_pick<T, LaneTeam<1>>(p, stream);
+        return launch_pick<T, LaneTeam<1>, 1>(p, plan, stream);
       case 2:
-        return launch_pick<T, LaneTeam<2>>(p, stream);
+        return launch_pick<T, LaneTeam<2>, 1>(p, plan, stream);
       case 4:
-        return launch_pick<T, LaneTeam<4>>(p, stream);
+        return launch_pick<T, LaneTeam<4>, 1>(p, plan, stream);
       case 8:
-        return launch_pick<T, LaneTeam<8>>(p, stream);
+        return launch_pick<T, LaneTeam<8>, 1>(p, plan, stream);
       case 32:
-        return launch_pick<T, LaneTeam<32>>(p, stream);
+        if (plan.groups == 1) return launch_pick<T, LaneTeam<32>, 1>(p, plan, stream);
+        return launch_pick<T, LaneTeam<32>, 2>(p, plan, stream);
       default:
-        return launch_pick<T, BlockTeam<256>>(p, stream);
+        return launch_pick<T, BlockTeam<256>, 2>(p, plan, stream);
     }
   }
   constexpr int kMost = cuda::held_groups(sizeof(T));
   switch (plan.team) {
     case 1:
-      return launch_rows<T, LaneTeam<1>, 1>(op, p, stream);
+      return launch_rows<T, LaneTeam<1>, 1>(op, p, plan, stream);
     case 2:
-      return launch_rows<T, LaneTeam<2>, 1>(op, p, stream);
+      return launch_rows<T, LaneTeam<2>, 1>(op, p, plan, stream);
     case 4:
-      return launch_rows<T, LaneTeam<4>, 1>(op, p, stream);
+      return launch_rows<T, LaneTeam<4>, 1>(op, p, plan, stream);
     case 8:
-      return launch_rows<T, LaneTeam<8>, 1>(op, p, stream);
+      return launch_rows<T, LaneTeam<8>, 1>(op, p, plan, stream);
     case 32:
-      if (plan.groups == 1) return launch_rows<T, LaneTeam<32>, 1>(op, p, stream);
-      if (plan.groups == 2) return launch_rows<T, LaneTeam<32>, 2>(op, p, stream);
-      return launch_rows<T, LaneTeam<32>, kMost>(op, p, stream);
+      if (plan.groups == 1) return launch_rows<T, LaneTeam<32>, 1>(op, p, plan, stream);
+      if (plan.groups == 2) return launch_rows<T, LaneTeam<32>, 2>(op, p, plan, stream);
+      return launch_rows<T, LaneTeam<32>, kMost>(op, p, plan, stream);
     case 128:
-      return launch_rows<T, BlockTeam<128>, kMost>(op, p, stream);
+      return launch_rows<T, BlockTeam<128>, kMost>(op, p, plan, stream);
     case 256:
-      return launch_rows<T, BlockTeam<256>, kMost>(op, p, stream);
+      return launch_rows<T, BlockTeam<256>, kMost>(op, p, plan, stream);
     default:
-      return launch_rows<T, BlockTeam<384>, kMost>(op, p, stream);
+      return launch_rows<T, BlockTeam<384>, kMost>(op, p, plan, stream);
   }
 }
 

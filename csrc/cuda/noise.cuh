@@ -27,107 +27,144 @@ GUMBEL_EXT_DEVICE inline void record_state(const RandomState& state, std::int64_
   used_state[1] = static_cast<std::int64_t>(state.offset);
 }
 
+// The words are those of every other device, to the bit. float64 noise is too; float32 noise takes
+// its logarithms from the hardware where their error is below what adding it to a logit rounds off:
+// from the series for small v as everywhere, else log2, accurate to 2^-22 of its value, or
+// absolutely for values below 1.
 class NoiseSource {
  public:
   GUMBEL_EXT_DEVICE explicit NoiseSource(const RandomState& state)
       : state_(state),
-        high_words_(philox_stream(state.seed, state.offset, 0)),
-        low_words_(philox_stream(state.seed, state.offset + 1, 0)) {}
+        high_words_(stream_of(state.seed, state.offset, 0)),
+        low_words_(stream_of(state.seed, state.offset + 1, 0)) {}
 
-  // log E, the negative of the noise, of `count` consecutive positions from n on; a multiple of 4
-  // of them. Where n is one too, no block is computed twice.
+  // z[j] += noise of position 4 * k + j.
   template <class Scalar, int count>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void log_exponentials(std::uint64_t n,
-                                                                 Scalar (&log_e)[count]) {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_blocks(std::uint64_t k, Scalar (&z)[count]) {
     static_assert(count % 4 == 0);
+    follow(k);
 #pragma unroll
     for (int j = 0; j < count; j += 4) {
-      four(n + static_cast<unsigned>(j), &log_e[j]);
+      // A group of positions never crosses a multiple of 2^34, so the high word stays.
+      add_block(low_word(k) + static_cast<unsigned>(j / 4), 4 * k + static_cast<unsigned>(j),
+                &z[j]);
     }
   }
 
-  // Of one position.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void log_exponential(std::uint64_t n, float& log_e) {
-    const std::uint32_t hi = philox_word(state_.seed, state_.offset, n);
-    log_e = from_high_word(hi);
-    if (in_tail(hi)) log_e = from_tail(hi, n);
+  // z[j] += noise of position n + j.
+  template <class Scalar>
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_four(std::uint64_t n, Scalar (&z)[4]) {
+    const unsigned skip = static_cast<unsigned>(n & 3);
+    if (skip == 0) return add_blocks(n >> 2, z);
+    Scalar first[4] = {}, second[4] = {};
+    add_blocks(n >> 2, first);
+    add_blocks((n >> 2) + 1, second);
+    z[0] = add(z[0], skip == 1 ? first[1] : (skip == 2 ? first[2] : first[3]));
+    z[1] = add(z[1], skip == 1 ? first[2] : (skip == 2 ? first[3] : second[0]));
+    z[2] = add(z[2], skip == 1 ? first[3] : (skip == 2 ? second[0] : second[1]));
+    z[3] = add(z[3], skip == 1 ? second[0] : (skip == 2 ? second[1] : second[2]));
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void log_exponential(std::uint64_t n, double& log_e) {
-    log_e = from_both_words(philox_word(state_.seed, state_.offset, n),
-                            philox_word(state_.seed, state_.offset + 1, n));
+
+  // z += noise of position n.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_one(std::uint64_t n, float& z) {
+    const std::uint32_t hi = philox_word(state_.seed, state_.offset, n);
+    z = with_noise(z, in_tail(hi) ? log2_from_tail(hi, n) : log2_from_high_word(hi));
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_one(std::uint64_t n, double& z) {
+    z = add(z, -log_from_both_words(philox_word(state_.seed, state_.offset, n),
+                                    philox_word(state_.seed, state_.offset + 1, n)));
   }
 
  private:
   using Block = PhiloxBlock<std::uint32_t>;
+  static constexpr float kLn2 = Numerics<float>::ln2;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void four(std::uint64_t n, float* log_e) {
-    const Block hi = words(high_words_, n);
-    log_e[0] = from_high_word(hi.c0);
-    log_e[1] = from_high_word(hi.c1);
-    log_e[2] = from_high_word(hi.c2);
-    log_e[3] = from_high_word(hi.c3);
-    // One element in 2^11 needs more than its first word. A loop, not four copies of the code; and
-    // not a function, whose call would have to save registers.
-    unsigned tails =
-        in_tail(hi.c0) | in_tail(hi.c1) << 1 | in_tail(hi.c2) << 2 | in_tail(hi.c3) << 3;
-#pragma unroll 1
-    while (tails != 0) {
-      const unsigned first = tails & (0u - tails);
-      const unsigned j = first == 1 ? 0 : (first == 2 ? 1 : (first == 4 ? 2 : 3));
-      const std::uint32_t word =
-          first == 1 ? hi.c0 : (first == 2 ? hi.c1 : (first == 4 ? hi.c2 : hi.c3));
-      const float resolved = from_tail(word, n + j);
-      log_e[0] = first == 1 ? resolved : log_e[0];
-      log_e[1] = first == 2 ? resolved : log_e[1];
-      log_e[2] = first == 4 ? resolved : log_e[2];
-      log_e[3] = first == 8 ? resolved : log_e[3];
-      tails ^= first;
+  // Round keys are a sum away from each other, so that the compiler would rather add them up again
+  // for every block, fourteen instructions, than keep them.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static PhiloxStream<std::uint32_t> stream_of(
+      std::uint64_t seed, std::uint64_t draw, std::uint32_t block_high) {
+    PhiloxStream<std::uint32_t> s = philox_stream(seed, draw, block_high);
+#pragma unroll
+    for (int i = 0; i < PhiloxStream<std::uint32_t>::kFullRounds; ++i) {
+      keep_in_register(s.k0[i]);
+      keep_in_register(s.k1[i]);
     }
-  }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void four(std::uint64_t n, double* log_e) {
-    const Block hi = words(high_words_, n), lo = words(low_words_, n);
-    log_e[0] = from_both_words(hi.c0, lo.c0);
-    log_e[1] = from_both_words(hi.c1, lo.c1);
-    log_e[2] = from_both_words(hi.c2, lo.c2);
-    log_e[3] = from_both_words(hi.c3, lo.c3);
+    return s;
   }
 
-  // The words of positions n, ..., n + 3.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Block words(PhiloxStream<std::uint32_t>& stream,
-                                                       std::uint64_t n) {
-    const Block a = block(stream, n >> 2);
-    const unsigned skip = static_cast<unsigned>(n & 3);
-    if (skip == 0) return a;
-    const Block b = block(stream, (n >> 2) + 1);
-    if (skip == 1) return {a.c1, a.c2, a.c3, b.c0};
-    if (skip == 2) return {a.c2, a.c3, b.c0, b.c1};
-    return {a.c3, b.c0, b.c1, b.c2};
-  }
-
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Block block(PhiloxStream<std::uint32_t>& stream,
-                                                       std::uint64_t k) {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void follow(std::uint64_t k) {
     const std::uint32_t high = high_word(k);
     if (high != block_high_) {
       block_high_ = high;
-      high_words_ = philox_stream(state_.seed, state_.offset, high);
-      low_words_ = philox_stream(state_.seed, state_.offset + 1, high);
+      high_words_ = stream_of(state_.seed, state_.offset, high);
+      low_words_ = stream_of(state_.seed, state_.offset + 1, high);
     }
-    return stream.block(low_word(k));
   }
 
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_block(std::uint32_t k, std::uint64_t n,
+                                                          float* z) {
+    const Block hi = high_words_.block(k);
+    float log2_e[4] = {log2_from_high_word(hi.c0), log2_from_high_word(hi.c1),
+                       log2_from_high_word(hi.c2), log2_from_high_word(hi.c3)};
+    // One element in 2^11 needs more than its first word. A loop, not four copies of the code; and
+    // not a function, whose call would have to save registers.
+    if (in_tail(hi.c0) || in_tail(hi.c1) || in_tail(hi.c2) || in_tail(hi.c3)) {
+#pragma unroll 1
+      for (unsigned j = 0; j < 4; ++j) {
+        const std::uint32_t word = j == 0 ? hi.c0 : (j == 1 ? hi.c1 : (j == 2 ? hi.c2 : hi.c3));
+        if (!in_tail(word)) continue;
+        const float resolved = log2_from_tail(word, n + j);
+        log2_e[0] = j == 0 ? resolved : log2_e[0];
+        log2_e[1] = j == 1 ? resolved : log2_e[1];
+        log2_e[2] = j == 2 ? resolved : log2_e[2];
+        log2_e[3] = j == 3 ? resolved : log2_e[3];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) z[j] = with_noise(z[j], log2_e[j]);
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_block(std::uint32_t k, std::uint64_t,
+                                                          double* z) {
+    const Block hi = high_words_.block(k), lo = low_words_.block(k);
+    z[0] = add(z[0], -log_from_both_words(hi.c0, lo.c0));
+    z[1] = add(z[1], -log_from_both_words(hi.c1, lo.c1));
+    z[2] = add(z[2], -log_from_both_words(hi.c2, lo.c2));
+    z[3] = add(z[3], -log_from_both_words(hi.c3, lo.c3));
+  }
+
+  // l - ln 2 log2 E, rounded once.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float with_noise(float logit, float log2_e) {
+    return multiply_add(log2_e, -kLn2, logit);
+  }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static bool in_tail(std::uint32_t hi) {
-    return needs_low_word<DeviceF32>(DeviceU32{hi}).v;
+    // needs_low_word() as one comparison of what the float is made of anyway.
+    return (hi ^ spread_top_bit(DeviceU32{hi}).v) < (1u << 20);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float from_high_word(std::uint32_t hi) {
-    return log_positive(exponential_from_high_word<DeviceF32>(DeviceU32{hi})).v;
+  // log2 E of v, given min(v, 1 - v). For v < 1/2 the logarithm of 1 - v would lose the relative
+  // accuracy of E, which the largest noise is made of: hence the series.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float log2_exponential(DeviceF32 tail,
+                                                                         bool upper) {
+    const DeviceF32 square = tail * tail;
+    const DeviceF32 series = fma(square,
+                                 polynomial(tail, square, Int<Numerics<float>::log1m_terms>(),
+                                            [](int i) { return Numerics<float>::log1m(i); }),
+                                 tail);
+    return log2_approximate(upper ? multiply(-kLn2, log2_approximate(tail.v)) : series.v);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float from_tail(std::uint32_t hi,
-                                                           std::uint64_t n) const {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static bool is_upper(std::uint32_t hi) {
+    return static_cast<std::int32_t>(hi) < 0;
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float log2_from_high_word(std::uint32_t hi) {
+    return log2_exponential(tail_from_high_word<DeviceF32>(DeviceU32{hi}), is_upper(hi));
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float log2_from_tail(std::uint32_t hi,
+                                                                std::uint64_t n) const {
     const std::uint32_t lo = philox_word(state_.seed, state_.offset + 1, n);
-    return log_positive(exponential_from_tail_words<DeviceF32>(DeviceU32{hi}, DeviceU32{lo})).v;
+    return log2_exponential(tail_from_both_words<DeviceF32>(DeviceU32{hi}, DeviceU32{lo}),
+                            is_upper(hi));
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double from_both_words(std::uint32_t hi,
-                                                                         std::uint32_t lo) {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double log_from_both_words(std::uint32_t hi,
+                                                                             std::uint32_t lo) {
     return log_positive(exponential_from_real_words(DeviceF64{static_cast<double>(hi)},
                                                     DeviceF64{static_cast<double>(lo)}))
         .v;
@@ -147,14 +184,14 @@ noise_kernel(const GUMBEL_EXT_CONSTANT cuda::RandomSource random, std::int64_t* 
   const RandomState state = read_state(random);
   record_state(state, used_state);
   NoiseSource noise(state);
-  const std::int64_t step = 4 * static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  for (std::int64_t n = 4 * (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x);
-       n < count; n += step) {
-    Scalar log_e[4];
-    noise.log_exponentials(static_cast<std::uint64_t>(n), log_e);
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t k = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+       4 * k < count; k += step) {
+    Scalar g[4] = {};
+    noise.add_blocks(static_cast<std::uint64_t>(k), g);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (n + j < count) narrow(-log_e[j], &y[n + j]);
+      if (4 * k + j < count) narrow(g[j], &y[4 * k + j]);
     }
   }
 }

@@ -26,7 +26,7 @@ struct RandomSource {
 struct Params {
   const void* logits;
   const std::uint8_t* mask;  // optional
-  const double* tau;         // [rows], optional
+  const void* tau;           // [rows] of the type computed in, optional
   const void* grad;          // of y
   void* y;                   // written by a forward, read by a backward from y
   void* grad_logits;
@@ -41,7 +41,10 @@ struct Params {
   std::int64_t outer, classes, inner;
   std::int64_t outer_stride, class_stride, inner_stride;
   std::int64_t mask_outer_stride, mask_class_stride, mask_inner_stride;
-  double exponent_scale, inverse_tau;  // of tau, clamped to the type computed in; unless tau is set
+  // log2(e) / tau and 1 / tau, clamped to the normal numbers of the type computed in; unless tau is
+  // set. Rounded here, so that no kernel but those of float64 touches a double.
+  double exponent_scale, inverse_tau;
+  float exponent_scale_float32, inverse_tau_float32;
   RandomSource random;
 };
 
@@ -63,6 +66,7 @@ struct Plan {
   int cluster;                 // blocks a row, kClusters
   std::int64_t chunks;         // blocks a row, kSplit
   std::int64_t chunk_classes;  // classes of a chunk
+  int repeats = 1;             // rows that a team takes one after the other, kRows
 };
 
 struct Device {

@@ -1,5 +1,6 @@
 // Which regime a call runs in: every rule about sizes and shapes in one place.
 #include <algorithm>
+#include <iterator>
 
 #include "params.h"
 
@@ -13,10 +14,12 @@ struct TeamSize {
   int threads, groups;
 };
 constexpr int kMost = 0;  // stands for held_groups()
+constexpr int kAny = -1;
 constexpr TeamSize kTeams[] = {
     {1, 1},  {2, 1},      {4, 1},       {8, 1},       {32, 1},
     {32, 2}, {32, kMost}, {128, kMost}, {256, kMost}, {384, kMost},
 };
+constexpr TeamSize kPickTeams[] = {{1, 2}, {2, 2}, {4, 2}, {8, 2}, {32, 8}, {256, kAny}};
 constexpr int kClusterThreads = 384;
 
 // A block must have this many classes for a second launch to pay.
@@ -57,22 +60,24 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   // In a contiguous tensor a row may begin inside a group.
   const bool aligned_rows = p.inner != 1 || p.classes % group == 0;
   const std::int64_t groups = divide_up(p.classes + (aligned_rows ? 0 : group - 1), group);
-  if (pick) {
-    // Nothing is held: enough threads that each has a few groups.
-    for (const TeamSize& team : kTeams) {
-      if (team.threads <= 32 && team.groups == 1 &&
-          groups <= (team.threads < 32 ? 2 : 8) * team.threads) {
-        return Plan{Regime::kRows, team.threads, 0, 1, 1, 0};
-      }
-    }
-    return Plan{Regime::kRows, 256, 0, 1, 1, 0};
-  }
+  // A hard sample holds nothing: enough threads that each has a few groups, of which it loads two
+  // at once.
   const int most = held_groups(element_bytes(type));
-  for (const TeamSize& team : kTeams) {
+  const TeamSize* begin = pick ? std::begin(kPickTeams) : std::begin(kTeams);
+  const TeamSize* end = pick ? std::end(kPickTeams) : std::end(kTeams);
+  for (const TeamSize* size = begin; size != end; ++size) {
+    const TeamSize team = *size;
     const int held = team.groups == kMost ? most : team.groups;
-    if (groups <= static_cast<std::int64_t>(team.threads) * held) {
-      return Plan{Regime::kRows, team.threads, held, 1, 1, 0};
+    if (groups > static_cast<std::int64_t>(team.threads) * held && team.groups != kAny) continue;
+    Plan plan{Regime::kRows, team.threads, pick ? (groups > team.threads ? 2 : 1) : held, 1, 1, 0};
+    if (team.threads <= 32) {
+      // Short rows spend much of their time on getting started: once for several rows, as long as
+      // that leaves no multiprocessor idle.
+      const std::int64_t blocks = divide_up(rows * team.threads, 128);
+      plan.repeats =
+          static_cast<int>(std::clamp<std::int64_t>(blocks / (16 * device.multiprocessors), 1, 8));
     }
+    return plan;
   }
   if (device.clusters) {
     for (int cluster = 2; cluster <= 16; cluster *= 2) {

@@ -16,10 +16,22 @@
 #define GUMBEL_EXT_CONSTANT __grid_constant__
 #define GUMBEL_EXT_SHARED(Type, name, count) __shared__ Type name[count]
 
-// Blocks of one cluster (compute capability 9.0): how many, which one this is, a barrier among
-// them, and a look into another block's shared memory. Only kernels that are launched as clusters
-// call these; elsewhere they are never reached.
+// The least and the largest integer of a whole warp: kWarpReduces says where there is an
+// instruction for it (compute capability 8.0). Then the blocks of one cluster (compute
+// capability 9.0): how many, which one this is, a barrier among them, and a look into another
+// block's shared memory. Only kernels that are launched as clusters call these; elsewhere they are
+// never reached.
 namespace gumbel_ext {
+#if __CUDA_ARCH__ >= 800
+constexpr bool kWarpReduces = true;
+__device__ __forceinline__ int warp_min(int v) { return __reduce_min_sync(0xFFFFFFFFu, v); }
+__device__ __forceinline__ int warp_max(int v) { return __reduce_max_sync(0xFFFFFFFFu, v); }
+#else
+constexpr bool kWarpReduces = false;
+__device__ __forceinline__ int warp_min(int v) { return v; }
+__device__ __forceinline__ int warp_max(int v) { return v; }
+#endif
+
 __device__ __forceinline__ unsigned cluster_blocks() {
   unsigned n = 1;
 #if __CUDA_ARCH__ >= 900

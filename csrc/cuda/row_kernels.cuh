@@ -7,30 +7,36 @@
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-// z of a row, kGroups groups a thread: group k of the thread is group rank + k * threads of the
-// row.
-template <class T, int kGroups>
+// A row, kGroups groups a thread: group k of the thread is group rank + k * threads of the row.
+template <class T, class Team, int kGroups>
 struct HeldRow {
   using Scalar = typename Element<T>::Scalar;
   static constexpr int kGroup = Element<T>::kGroup;
+
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static GroupSpan span(const Team& team,
+                                                                 const RowView& row, int k) {
+    return GroupSpan::of<T>(row, team.rank() + k * team.threads());
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static void load(const Team& team, const RowView& row,
+                                                            const void* base, T outside,
+                                                            RawGroup<T> (&raw)[kGroups]) {
+#pragma unroll
+    for (int k = 0; k < kGroups; ++k) raw[k].load(base, row, span(team, row, k), outside);
+  }
+
   Scalar value[kGroups][kGroup];
 };
 
-template <class T, class Team>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY GroupSpan held_span(const Team& team, const RowView& row,
-                                                             int k) {
-  return GroupSpan::of<T>(row, team.rank() + k * team.threads(), row.classes);
-}
-
 // e[c] = 2^((z[c] - top) * scale) in place; returns their sum.
-template <class T, int kGroups, class Team, class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar exponentiate(Team& team, HeldRow<T, kGroups>& held,
+template <class T, class Team, int kGroups, class Scalar>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar exponentiate(Team& team,
+                                                             HeldRow<T, Team, kGroups>& held,
                                                              Scalar top, Scalar scale) {
   Scalar sum = 0;
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
 #pragma unroll
-    for (int v = 0; v < HeldRow<T, kGroups>::kGroup; ++v) {
+    for (int v = 0; v < Element<T>::kGroup; ++v) {
       const Scalar e = power_of_two(multiply(add(held.value[k][v], -top), scale));
       held.value[k][v] = e;
       sum = add(sum, e);
@@ -43,6 +49,7 @@ template <class T, class Team, int kGroups>
 GUMBEL_EXT_KERNEL(Team::kBlockThreads)
 soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
+  using Held = HeldRow<T, Team, kGroups>;
   constexpr int kGroup = Element<T>::kGroup;
   Team team;
   const RandomState state = read_state(p.random);
@@ -51,38 +58,41 @@ soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   const std::int64_t rows = p.outer * p.inner;
   for (std::int64_t first = team.first_row(); first < rows; first += team.row_step()) {
     const RowView row = RowView::of<T>(p, first + team.row_in_block());
-    HeldRow<T, kGroups> held;
-    Scalar top = -infinity<Scalar>();
+    RawGroup<T> logits[kGroups];
+    Held::load(team, row, p.logits, narrowed<T>(-infinity<Scalar>()), logits);
+
+    Held held;
+    Scalar group_top[kGroups], top = -infinity<Scalar>();
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
-      noisy_group<T>(p, row, held_span<T>(team, row, k), noise, held.value[k]);
+      noisy_group(p, row, Held::span(team, row, k), logits[k], noise, held.value[k]);
       // A NaN is never larger. It comes to light in the sum.
+      group_top[k] = -infinity<Scalar>();
 #pragma unroll
-      for (int v = 0; v < kGroup; ++v) top = Larger()(top, held.value[k][v]);
+      for (int v = 0; v < kGroup; ++v) group_top[k] = Larger()(group_top[k], held.value[k][v]);
+      top = Larger()(top, group_top[k]);
     }
     top = team.reduce(top, Larger());
 
-    int index = kNoIndex, first_nan = kNoIndex;
+    int index = kNoIndex;
 #pragma unroll
     for (int k = kGroups - 1; k >= 0; --k) {
-      const int c = held_span<T>(team, row, k).c;
+      if (group_top[k] != top) continue;
+      const int c = Held::span(team, row, k).c;
 #pragma unroll
       for (int v = kGroup - 1; v >= 0; --v) {
         if (held.value[k][v] == top) index = c + v;
-        if (held.value[k][v] != held.value[k][v]) first_nan = c + v;
       }
     }
     index = team.reduce(index, Smaller());
 
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
-    const Scalar sum = exponentiate<T>(team, held, top, tau.exponent_scale);
+    const Scalar sum = exponentiate(team, held, top, tau.exponent_scale);
     Scalar factor = 1 / sum;
     bool settled = false;
     if (team.any(sum != sum)) {
-      first_nan = team.reduce(first_nan, Smaller());
-      int settled_index = first_nan != kNoIndex ? first_nan : index;
-      const RowKind kind = settle_row(
-          team, p, row, first_nan != kNoIndex || top > -infinity<Scalar>(), &settled_index);
+      int settled_index = top > -infinity<Scalar>() ? index : kNoIndex;
+      const RowKind kind = settle_row<T>(team, p, row, &settled_index);
       if (sum != sum) {
         settled = true;
         index = settled_index;
@@ -92,56 +102,56 @@ soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     if (p.index != nullptr && team.rank() == 0 && row.classes > 0) p.index[row.row] = index;
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
-      const GroupSpan span = held_span<T>(team, row, k);
       Scalar y[kGroup];
 #pragma unroll
-      for (int v = 0; v < kGroup; ++v) {
-        y[v] = settled ? factor : multiply(held.value[k][v], factor);
+      for (int v = 0; v < kGroup; ++v) y[v] = multiply(held.value[k][v], factor);
+      if (settled) {
+#pragma unroll
+        for (int v = 0; v < kGroup; ++v) y[v] = factor;
       }
-      store_group(element_of<T>(p.y, p, row, span.c), p.class_stride, span, y);
+      store_group<T>(p.y, row, Held::span(team, row, k), y);
     }
   }
 }
 
 // dl = y (h - sum h y) / tau with h = dy - dy[index]: shifting dy changes nothing in exact
-// arithmetic, but at low tau the entry at the argmax is the one that would cancel. In: y; out:
-// done.
+// arithmetic, but at low tau the entry at the argmax is the one that would cancel.
 template <class T, class Team, int kGroups>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void gradient_of_held(
-    Team& team, const Params& p, const RowView& row, const HeldRow<T, kGroups>& y,
+    Team& team, const Params& p, const RowView& row, const HeldRow<T, Team, kGroups>& y,
+    const RawGroup<T> (&grad)[kGroups], int index,
     const InverseTau<typename Element<T>::Scalar>& tau) {
   using Scalar = typename Element<T>::Scalar;
+  using Held = HeldRow<T, Team, kGroups>;
   constexpr int kGroup = Element<T>::kGroup;
-  const int index = row.classes > 0 ? static_cast<int>(p.index[row.row]) : 0;
   const bool forbidden = index < 0;
-  const Scalar shift = row.classes > 0 && !forbidden
-                           ? static_cast<Scalar>(widen(*element_of<T>(p.grad, p, row, index)))
-                           : Scalar(0);
-  HeldRow<T, kGroups> h;
+  const Scalar shift =
+      forbidden ? Scalar(0) : static_cast<Scalar>(widen(*element_of<T>(p.grad, row, index)));
   Scalar dot = 0;
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
-    const GroupSpan span = held_span<T>(team, row, k);
-    load_group(element_of<T>(p.grad, p, row, span.c), p.class_stride, span, shift, h.value[k]);
+    Scalar h[kGroup];
+    grad[k].widen_to(h);
 #pragma unroll
     for (int v = 0; v < kGroup; ++v) {
-      h.value[k][v] = add(h.value[k][v], -shift);
-      dot = multiply_add(h.value[k][v], y.value[k][v], dot);
+      dot = multiply_add(add(h[v], -shift), y.value[k][v], dot);
     }
   }
   dot = team.reduce(dot, Sum());
   if (p.grad_tau != nullptr) {
     // -(1 / tau) sum log(y) (tau dl), with 0 log 0 = 0. Where y is subnormal its log is taken as
     // that of the smallest normal number: at that size the term is nothing anyway.
-    const Scalar smallest = clamped<Scalar>(0);
+    const Scalar smallest = smallest_normal<Scalar>;
     Scalar log_dot = 0;
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
+      Scalar h[kGroup];
+      grad[k].widen_to(h);
 #pragma unroll
       for (int v = 0; v < kGroup; ++v) {
         const Scalar probability = y.value[k][v];
         const Scalar log_y = natural_log(probability < smallest ? smallest : probability);
-        const Scalar term = multiply(log_y, multiply(probability, add(h.value[k][v], -dot)));
+        const Scalar term = multiply(log_y, multiply(probability, add(add(h[v], -shift), -dot)));
         log_dot = add(log_dot, probability == 0 ? Scalar(0) : term);
       }
     }
@@ -153,14 +163,17 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void gradient_of_held(
   }
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
-    const GroupSpan span = held_span<T>(team, row, k);
-    Scalar out[kGroup];
+    Scalar h[kGroup];
+    grad[k].widen_to(h);
 #pragma unroll
     for (int v = 0; v < kGroup; ++v) {
-      out[v] = forbidden ? Scalar(0)
-                         : multiply(multiply(y.value[k][v], add(h.value[k][v], -dot)), tau.inverse);
+      h[v] = multiply(multiply(y.value[k][v], add(add(h[v], -shift), -dot)), tau.inverse);
     }
-    store_group(element_of<T>(p.grad_logits, p, row, span.c), p.class_stride, span, out);
+    if (forbidden) {
+#pragma unroll
+      for (int v = 0; v < kGroup; ++v) h[v] = 0;
+    }
+    store_group<T>(p.grad_logits, row, Held::span(team, row, k), h);
   }
 }
 
@@ -168,17 +181,19 @@ template <class T, class Team, int kGroups>
 GUMBEL_EXT_KERNEL(Team::kBlockThreads)
 backward_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
+  using Held = HeldRow<T, Team, kGroups>;
   Team team;
   const std::int64_t rows = p.outer * p.inner;
   for (std::int64_t first = team.first_row(); first < rows; first += team.row_step()) {
     const RowView row = RowView::of<T>(p, first + team.row_in_block());
-    HeldRow<T, kGroups> y;
+    const int index = row.classes > 0 ? static_cast<int>(p.index[row.row]) : -1;
+    RawGroup<T> y[kGroups], grad[kGroups];
+    Held::load(team, row, p.y, narrowed<T>(0), y);
+    Held::load(team, row, p.grad, narrowed<T>(0), grad);
+    Held held;
 #pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-      const GroupSpan span = held_span<T>(team, row, k);
-      load_group(element_of<T>(p.y, p, row, span.c), p.class_stride, span, Scalar(0), y.value[k]);
-    }
-    gradient_of_held<T>(team, p, row, y, inverse_tau<Scalar>(p, row.row));
+    for (int k = 0; k < kGroups; ++k) y[k].widen_to(held.value[k]);
+    gradient_of_held(team, p, row, held, grad, index, inverse_tau<Scalar>(p, row.row));
   }
 }
 
@@ -186,34 +201,38 @@ template <class T, class Team, int kGroups>
 GUMBEL_EXT_KERNEL(Team::kBlockThreads)
 backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
+  using Held = HeldRow<T, Team, kGroups>;
   constexpr int kGroup = Element<T>::kGroup;
   Team team;
   NoiseSource noise(read_state(p.random));
   const std::int64_t rows = p.outer * p.inner;
   for (std::int64_t first = team.first_row(); first < rows; first += team.row_step()) {
     const RowView row = RowView::of<T>(p, first + team.row_in_block());
-    HeldRow<T, kGroups> held;
+    const int index = row.classes > 0 ? static_cast<int>(p.index[row.row]) : -1;
+    RawGroup<T> logits[kGroups], grad[kGroups];
+    Held::load(team, row, p.logits, narrowed<T>(-infinity<Scalar>()), logits);
+    Held::load(team, row, p.grad, narrowed<T>(0), grad);
+    Held held;
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
-      noisy_group<T>(p, row, held_span<T>(team, row, k), noise, held.value[k]);
+      noisy_group(p, row, Held::span(team, row, k), logits[k], noise, held.value[k]);
     }
     // The forward left the index of the largest: no search, but one more logarithm.
-    const int index = row.classes > 0 ? static_cast<int>(p.index[row.row]) : -1;
     const Scalar top = index < 0 ? Scalar(0) : noisy_logit<T, Scalar>(p, row, index, noise);
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
-    const Scalar factor = 1 / exponentiate<T>(team, held, top, tau.exponent_scale);
+    const Scalar factor = 1 / exponentiate(team, held, top, tau.exponent_scale);
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
 #pragma unroll
       for (int v = 0; v < kGroup; ++v) held.value[k][v] = multiply(held.value[k][v], factor);
     }
-    gradient_of_held<T>(team, p, row, held, tau);
+    gradient_of_held(team, p, row, held, grad, index, tau);
   }
 }
 
 // Hard samples and indices: nothing to hold, so any number of classes. Zeros are written on the
 // way; the thread that wrote the winner's zero then makes it a one.
-template <class T, class Team>
+template <class T, class Team, int kBatch>
 GUMBEL_EXT_KERNEL(Team::kBlockThreads)
 pick_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
@@ -226,27 +245,20 @@ pick_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   for (std::int64_t first = team.first_row(); first < rows; first += team.row_step()) {
     const RowView row = RowView::of<T>(p, first + team.row_in_block());
     Best<Scalar> own = Best<Scalar>::none();
-    for (int g = team.rank(); g < row.groups; g += team.threads()) {
-      const GroupSpan span = GroupSpan::of<T>(row, g, row.classes);
-      Scalar z[kGroup];
-      noisy_group<T>(p, row, span, noise, z);
-#pragma unroll
-      for (int v = 0; v < kGroup; ++v) {
-        // Not "larger": a NaN must win, and the first one stay.
-        if (!(z[v] <= own.value) && !own.is_nan()) own = {z[v], span.c + v};
-      }
-      if (p.y != nullptr) {
-        const Scalar zeros[kGroup] = {};
-        store_group(element_of<T>(p.y, p, row, span.c), p.class_stride, span, zeros);
-      }
-    }
+    for_noisy_groups<T, kBatch>(team, p, row, 0, row.groups, noise,
+                                [&](const GroupSpan& span, const Scalar(&z)[kGroup]) {
+                                  take_group(z, span.c, own);
+                                  if (p.y == nullptr) return;
+                                  const Scalar zeros[kGroup] = {};
+                                  store_group<T>(p.y, row, span, zeros);
+                                });
     const Best<Scalar> best = team.reduce(own, BetterOf());
     int index = best.index;
     RowKind kind = RowKind::kOrdinary;
     const bool special = best.is_nan() || best.index == kNoIndex;
     if (team.any(special)) {
-      int settled_index = index;
-      const RowKind settled = settle_row(team, p, row, best.is_nan(), &settled_index);
+      int settled_index = kNoIndex;
+      const RowKind settled = settle_row<T>(team, p, row, &settled_index);
       if (special) {
         kind = settled;
         index = settled_index;
@@ -254,15 +266,16 @@ pick_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     }
     if (p.index != nullptr && team.rank() == 0 && row.classes > 0) p.index[row.row] = index;
     if (p.y == nullptr) continue;
-    if (kind == RowKind::kOrdinary && own.index == index && row.classes > 0) {
-      narrow(Scalar(1), element_of<T>(p.y, p, row, index));
+    if (kind == RowKind::kOrdinary) {
+      if (own.index == index && row.classes > 0) {
+        narrow(Scalar(1), element_of<T>(p.y, row, index));
+      }
     } else if (kind == RowKind::kNaN) {
       for (int g = team.rank(); g < row.groups; g += team.threads()) {
-        const GroupSpan span = GroupSpan::of<T>(row, g, row.classes);
         Scalar nans[kGroup];
 #pragma unroll
         for (int v = 0; v < kGroup; ++v) nans[v] = quiet_nan<Scalar>();
-        store_group(element_of<T>(p.y, p, row, span.c), p.class_stride, span, nans);
+        store_group<T>(p.y, row, GroupSpan::of<T>(row, g), nans);
       }
     }
   }

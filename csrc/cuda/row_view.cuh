@@ -11,7 +11,8 @@ inline namespace GUMBEL_EXT_ISA {
 using cuda::Params;
 
 // Groups follow noise positions, not memory: a Philox block is then never computed by two threads,
-// and in a contiguous tensor 16-byte boundaries of memory and of positions are the same.
+// and in a contiguous tensor 16-byte boundaries of memory and of positions are the same. The
+// classes of a row are adjacent in memory here; other layouts are column_kernels.cuh's.
 struct RowView {
   std::int64_t row, offset, mask_offset;
   std::uint64_t position;  // of class 0
@@ -29,7 +30,7 @@ struct RowView {
     const std::int64_t o = p.inner == 1 ? row : row / p.inner, i = p.inner == 1 ? 0 : row % p.inner;
     v.row = row;
     v.offset = o * p.outer_stride + i * p.inner_stride;
-    v.mask_offset = o * p.mask_outer_stride + i * p.mask_inner_stride;
+    v.mask_offset = p.mask == nullptr ? 0 : o * p.mask_outer_stride + i * p.mask_inner_stride;
     v.position = static_cast<std::uint64_t>(o) * static_cast<std::uint64_t>(p.classes) *
                      static_cast<std::uint64_t>(p.inner) +
                  static_cast<std::uint64_t>(i);
@@ -37,8 +38,8 @@ struct RowView {
     v.lead = p.inner == 1 ? static_cast<int>(v.position % kGroup) : 0;
     v.groups = exists ? (v.lead + v.classes + kGroup - 1) / kGroup : 0;
     const std::int64_t first = v.offset - v.lead;
-    v.vector = p.class_stride == 1 && aligned<T>(p.logits, first) && aligned<T>(p.y, first) &&
-               aligned<T>(p.grad, first) && aligned<T>(p.grad_logits, first);
+    v.vector = aligned<T>(p.logits, first) && aligned<T>(p.y, first) && aligned<T>(p.grad, first) &&
+               aligned<T>(p.grad_logits, first);
     return v;
   }
 
@@ -54,83 +55,105 @@ struct RowView {
   }
 };
 
-// The part of a row that one group covers: elements [begin, end) are its classes c + begin, ...
+// The part of a row that one group covers.
 struct GroupSpan {
   int c;  // class of element 0; negative in the first group of a row that starts inside one
-  int begin, end;
+  int classes;
   bool vector;
 
   template <class T>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static GroupSpan of(const RowView& row, int group,
-                                                               int last_class) {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static GroupSpan of(const RowView& row, int group) {
     constexpr int kGroup = Element<T>::kGroup;
     GroupSpan s;
     s.c = group * kGroup - row.lead;
-    s.begin = s.c < 0 ? -s.c : 0;
-    const int left = last_class - s.c;
-    s.end = left < kGroup ? (left < 0 ? 0 : left) : kGroup;
-    s.vector = row.vector && s.begin == 0 && s.end == kGroup;
+    s.classes = row.classes;
+    s.vector = row.vector && s.c >= 0 && s.c <= row.classes - kGroup;
     return s;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool holds(int v) const { return begin <= v && v < end; }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool holds(int v) const {
+    return static_cast<unsigned>(c + v) < static_cast<unsigned>(classes);
+  }
 };
 
-// `address` is that of element 0, which may lie outside the row; only what the span holds is read.
-template <class T, class Scalar, int count>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load_group(const T* address, std::int64_t stride,
-                                                         const GroupSpan& span, Scalar outside,
-                                                         Scalar (&out)[count]) {
-  static_assert(count == Element<T>::kGroup);
-  if (span.vector) {
-    constexpr int kVectors = count * static_cast<int>(sizeof(T)) / 16;
-    union {
-      uint4 raw[kVectors];
-      T element[count];
-    } u;
+template <class T>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY const T* element_of(const void* base, const RowView& row,
+                                                             int c) {
+  return static_cast<const T*>(base) + (row.offset + c);
+}
+template <class T>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY T* element_of(void* base, const RowView& row, int c) {
+  return static_cast<T*>(base) + (row.offset + c);
+}
+
+// A group as it lies in memory. Kept so until its turn comes, so that a thread's loads are all
+// under way before the first is waited for.
+template <class T>
+struct RawGroup {
+  static constexpr int kGroup = Element<T>::kGroup;
+  static constexpr int kVectors = kGroup * static_cast<int>(sizeof(T)) / 16;
+  union {
+    uint4 vector[kVectors];
+    std::uint32_t word[4 * kVectors];
+    T element[kGroup];
+  };
+
+  // What the span does not hold becomes `outside`.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load(const void* base, const RowView& row,
+                                                     const GroupSpan& span, T outside) {
+    const T* address = element_of<T>(base, row, span.c);
+    if (span.vector) {
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) u.raw[i] = reinterpret_cast<const uint4*>(address)[i];
+      for (int i = 0; i < kVectors; ++i) vector[i] = reinterpret_cast<const uint4*>(address)[i];
+    } else {
 #pragma unroll
-    for (int v = 0; v < count; ++v) out[v] = widen(u.element[v]);
-    return;
+      for (int v = 0; v < kGroup; ++v) element[v] = span.holds(v) ? address[v] : outside;
+    }
   }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store(void* base, const RowView& row,
+                                                      const GroupSpan& span) const {
+    T* address = element_of<T>(base, row, span.c);
+    if (span.vector) {
 #pragma unroll
-  for (int v = 0; v < count; ++v) {
-    out[v] = span.holds(v) ? static_cast<Scalar>(widen(address[v * stride])) : outside;
+      for (int i = 0; i < kVectors; ++i) reinterpret_cast<uint4*>(address)[i] = vector[i];
+    } else {
+#pragma unroll
+      for (int v = 0; v < kGroup; ++v) {
+        if (span.holds(v)) address[v] = element[v];
+      }
+    }
   }
+
+  template <class Scalar>
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void widen_to(Scalar (&out)[kGroup]) const {
+#pragma unroll
+    for (int v = 0; v < kGroup; ++v) out[v] = widen(element[v]);
+  }
+  template <class Scalar>
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void narrow_from(const Scalar (&in)[kGroup]) {
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+      for (int v = 0; v < kGroup; v += 2) word[v / 2] = narrow_two(in[v], in[v + 1], element);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kGroup; ++v) narrow(in[v], &element[v]);
+    }
+  }
+};
+
+template <class T>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY T narrowed(typename Element<T>::Scalar value) {
+  T out;
+  narrow(value, &out);
+  return out;
 }
 
 template <class T, class Scalar, int count>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_group(T* address, std::int64_t stride,
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_group(void* base, const RowView& row,
                                                           const GroupSpan& span,
                                                           const Scalar (&in)[count]) {
-  static_assert(count == Element<T>::kGroup);
-  if (span.vector) {
-    constexpr int kVectors = count * static_cast<int>(sizeof(T)) / 16;
-    union {
-      uint4 raw[kVectors];
-      T element[count];
-    } u;
-#pragma unroll
-    for (int v = 0; v < count; ++v) narrow(in[v], &u.element[v]);
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) reinterpret_cast<uint4*>(address)[i] = u.raw[i];
-    return;
-  }
-#pragma unroll
-  for (int v = 0; v < count; ++v) {
-    if (span.holds(v)) narrow(in[v], &address[v * stride]);
-  }
-}
-
-template <class T>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY const T* element_of(const void* base, const Params& p,
-                                                             const RowView& row, int c) {
-  return static_cast<const T*>(base) + (row.offset + c * p.class_stride);
-}
-template <class T>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY T* element_of(void* base, const Params& p,
-                                                       const RowView& row, int c) {
-  return static_cast<T*>(base) + (row.offset + c * p.class_stride);
+  RawGroup<T> raw;
+  raw.narrow_from(in);
+  raw.store(base, row, span);
 }
 
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool is_allowed(const Params& p, const RowView& row,
@@ -141,23 +164,26 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool is_allowed(const Params& p, const 
 // logits + noise, -inf where the mask forbids or the row ends.
 template <class T, class Scalar, int count>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_group(const Params& p, const RowView& row,
-                                                          const GroupSpan& span, NoiseSource& noise,
-                                                          Scalar (&z)[count]) {
-  load_group(element_of<T>(p.logits, p, row, span.c), p.class_stride, span, -infinity<Scalar>(), z);
-  Scalar log_e[count];
+                                                          const GroupSpan& span,
+                                                          const RawGroup<T>& logits,
+                                                          NoiseSource& noise, Scalar (&z)[count]) {
+  logits.widen_to(z);
   if (p.inner == 1) {
-    noise.log_exponentials(
-        row.position + static_cast<std::uint64_t>(static_cast<std::int64_t>(span.c)), log_e);
+    noise.add_blocks(
+        (row.position + static_cast<std::uint64_t>(static_cast<std::int64_t>(span.c))) >> 2, z);
   } else {
-#pragma unroll
+#pragma unroll 1
     for (int v = 0; v < count; ++v) {
-      noise.log_exponential(row.position + static_cast<std::uint64_t>(span.c + v) *
-                                               static_cast<std::uint64_t>(p.inner),
-                            log_e[v]);
+      Scalar own = z[0];
+      noise.add_one(row.position + static_cast<std::uint64_t>(span.c + v) *
+                                       static_cast<std::uint64_t>(p.inner),
+                    own);
+      // Rotates, so that the loop needs no index into registers.
+#pragma unroll
+      for (int w = 0; w + 1 < count; ++w) z[w] = z[w + 1];
+      z[count - 1] = own;
     }
   }
-#pragma unroll
-  for (int v = 0; v < count; ++v) z[v] = add(z[v], -log_e[v]);
   if (p.mask != nullptr) {
 #pragma unroll
     for (int v = 0; v < count; ++v) {
@@ -166,15 +192,62 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_group(const Params& p, const
   }
 }
 
+// Takes z of a group into the best of a thread so far, by its largest first: most groups end there.
+template <class Scalar, int count>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take_group(const Scalar (&z)[count], int c,
+                                                         Best<Scalar>& best) {
+  Scalar top = z[0];
+#pragma unroll
+  for (int v = 1; v < count; ++v) top = larger_or_nan(top, z[v]);
+  // Not "larger": a NaN must win, and stay.
+  if (top <= best.value || best.is_nan()) return;
+  best.value = top;
+#pragma unroll
+  for (int v = count - 1; v >= 0; --v) {
+    // Of a NaN the place does not matter: settle_row() looks for the first.
+    if (!(z[v] < top)) best.index = c + v;
+  }
+}
+
+// Calls take(span, z) for groups [first, last) of a row that are the calling thread's, kBatch loads
+// ahead.
+template <class T, int kBatch, class Team, class Take>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_noisy_groups(const Team& team, const Params& p,
+                                                               const RowView& row, int first,
+                                                               int last, NoiseSource& noise,
+                                                               Take take) {
+  using Scalar = typename Element<T>::Scalar;
+  for (int g = first + team.rank(); g < last; g += kBatch * team.threads()) {
+    RawGroup<T> logits[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int group = g + k * team.threads();
+      if (group < last) {
+        logits[k].load(p.logits, row, GroupSpan::of<T>(row, group),
+                       narrowed<T>(-infinity<Scalar>()));
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int group = g + k * team.threads();
+      if (group >= last) break;
+      const GroupSpan span = GroupSpan::of<T>(row, group);
+      Scalar z[Element<T>::kGroup];
+      noisy_group(p, row, span, logits[k], noise, z);
+      take(span, z);
+    }
+  }
+}
+
 // z of one class, with the very bits that noisy_group() gives it.
 template <class T, class Scalar>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar noisy_logit(const Params& p, const RowView& row,
                                                             int c, NoiseSource& noise) {
-  Scalar log_e;
-  noise.log_exponential(
-      row.position + static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.inner), log_e);
-  return is_allowed(p, row, c) ? add(widen(*element_of<T>(p.logits, p, row, c)), -log_e)
-                               : -infinity<Scalar>();
+  if (!is_allowed(p, row, c)) return -infinity<Scalar>();
+  Scalar z = widen(*element_of<T>(p.logits, row, c));
+  noise.add_one(row.position + static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.inner),
+                z);
+  return z;
 }
 
 // log2(e) / tau and 1 / tau, kept inside the normal range: an infinite or zero factor would turn 0
@@ -184,41 +257,58 @@ struct InverseTau {
   Scalar exponent_scale, inverse;
 };
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar clamped(double value) {
-  constexpr double lowest = sizeof(Scalar) == 4 ? 0x1p-126 : 0x1p-1022;
-  constexpr double highest = sizeof(Scalar) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
-  return static_cast<Scalar>(value < lowest ? lowest : (value > highest ? highest : value));
+constexpr Scalar smallest_normal = sizeof(Scalar) == 4 ? 0x1p-126 : 0x1p-1022;
+template <class Scalar>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar clamped(Scalar value) {
+  constexpr Scalar lowest = smallest_normal<Scalar>;
+  constexpr Scalar highest = sizeof(Scalar) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
+  return value < lowest ? lowest : (value > highest ? highest : value);
 }
+// A tensor's tau that is not positive and finite makes its row NaN: to raise would be to wait for
+// the device.
 template <class Scalar>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY InverseTau<Scalar> inverse_tau(const Params& p,
                                                                         std::int64_t row) {
   if (p.tau == nullptr) {
+    if constexpr (sizeof(Scalar) == 4) return {p.exponent_scale_float32, p.inverse_tau_float32};
     return {static_cast<Scalar>(p.exponent_scale), static_cast<Scalar>(p.inverse_tau)};
   }
-  const double tau = p.tau[row];
-  return {clamped<Scalar>(1.4426950408889634074 / tau), clamped<Scalar>(1.0 / tau)};
+  const Scalar tau = static_cast<const Scalar*>(p.tau)[row];
+  if (!(tau > 0 && tau < infinity<Scalar>())) return {quiet_nan<Scalar>(), quiet_nan<Scalar>()};
+  return {clamped(Scalar(1.4426950408889634074) / tau), clamped(Scalar(1) / tau)};
 }
 
 enum class RowKind { kOrdinary, kNaN, kForbidden };
 
-// What becomes of a row without an ordinary winner, given the best class that the search left: a
-// NaN, or nothing above -inf. A row that the mask forbids entirely is defined (zeros, index -1);
-// one whose allowed logits are all -inf is NaN, as softmax gives.
-template <class Team>
+// What becomes of a row that is not ordinary, for its logits or its tau. In: the index of its
+// largest noisy logit, or kNoIndex if none is above -inf. A row that the mask forbids entirely is
+// defined (zeros, index -1); one whose allowed logits are all -inf is NaN, as softmax gives; a NaN
+// logit's row has its index.
+template <class T, class Team>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowKind settle_row(Team& team, const Params& p,
-                                                            const RowView& row, bool nan,
-                                                            int* index) {
-  int first_allowed = kNoIndex;
+                                                            const RowView& row, int* index) {
+  int first_allowed = kNoIndex, first_nan = kNoIndex;
   for (int c = team.rank(); c < row.classes; c += team.threads()) {
-    if (is_allowed(p, row, c)) {
-      first_allowed = c;
+    if (!is_allowed(p, row, c)) continue;
+    if (first_allowed == kNoIndex) first_allowed = c;
+    const auto logit = widen(*element_of<T>(p.logits, row, c));
+    if (logit != logit) {
+      first_nan = c;
       break;
     }
   }
   first_allowed = team.reduce(first_allowed, Smaller());
-  if (nan) return RowKind::kNaN;
-  *index = first_allowed == kNoIndex ? -1 : first_allowed;
-  return first_allowed == kNoIndex ? RowKind::kForbidden : RowKind::kNaN;
+  first_nan = team.reduce(first_nan, Smaller());
+  if (first_allowed == kNoIndex) {
+    *index = -1;
+    return RowKind::kForbidden;
+  }
+  if (first_nan != kNoIndex) {
+    *index = first_nan;
+  } else if (*index == kNoIndex) {
+    *index = first_allowed;
+  }
+  return RowKind::kNaN;
 }
 
 }  // namespace GUMBEL_EXT_ISA

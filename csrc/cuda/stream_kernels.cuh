@@ -11,11 +11,13 @@ inline namespace GUMBEL_EXT_ISA {
 enum class Phase { kWhole, kPartial, kFinish };
 
 constexpr int kStreamThreads = 256;
+// Groups that a thread has under way.
+template <class T>
+constexpr int kStreamBatch = sizeof(T) == 8 ? 1 : 2;
 
 // Blocks are numbered (chunk, row): blockIdx.x counts rows, blockIdx.y chunks, which are few.
 struct ChunkView {
-  int first_class, last_class;  // [first, last)
-  int first_group, last_group;
+  int first_group, last_group;  // [first, last)
 
   template <class T>
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static ChunkView of(const Params& p,
@@ -24,13 +26,9 @@ struct ChunkView {
     ChunkView v;
     const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * p.chunk_classes;
     const std::int64_t last = first + p.chunk_classes;
-    // Chunks are cut between groups: by classes of the group grid, which starts at -lead.
+    // Chunks are cut between groups.
     v.first_group = static_cast<int>(first / kGroup);
     v.last_group = static_cast<int>(last / kGroup < row.groups ? last / kGroup : row.groups);
-    v.first_class = v.first_group * kGroup - row.lead;
-    v.last_class = v.last_group * kGroup - row.lead;
-    if (v.first_class < 0) v.first_class = 0;
-    if (v.last_class > row.classes) v.last_class = row.classes;
     return v;
   }
 };
@@ -69,25 +67,23 @@ soft_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     const MergeSums<Scalar> merge{tau.exponent_scale};
     RunningSum<Scalar> total{Best<Scalar>::none(), Scalar(0)};
     if (phase != Phase::kFinish) {
-      for (int g = chunk.first_group + team.rank(); g < chunk.last_group; g += team.threads()) {
-        const GroupSpan span = GroupSpan::of<T>(row, g, row.classes);
-        Scalar z[kGroup];
-        noisy_group<T>(p, row, span, noise, z);
-        Best<Scalar> best = total.best;
+      for_noisy_groups<T, kStreamBatch<T>>(
+          team, p, row, chunk.first_group, chunk.last_group, noise,
+          [&](const GroupSpan& span, const Scalar(&z)[kGroup]) {
+            const RunningSum<Scalar> before = total;
+            take_group(z, span.c, total.best);
+            if (total.best.index != before.best.index) {
+              total.sum = merge.rescaled(before, total.best.value);
+            }
+            // With nothing above -inf yet the differences would be NaN.
+            if (total.best.value == -infinity<Scalar>()) return;
 #pragma unroll
-        for (int v = 0; v < kGroup; ++v) {
-          if (!(z[v] <= best.value) && !best.is_nan()) best = {z[v], span.c + v};
-        }
-        total.sum = merge.rescaled(total, best.value);
-        total.best = best;
-        // With nothing above -inf yet the differences would be NaN.
-        if (best.value == -infinity<Scalar>()) continue;
-#pragma unroll
-        for (int v = 0; v < kGroup; ++v) {
-          total.sum =
-              add(total.sum, power_of_two(multiply(add(z[v], -best.value), tau.exponent_scale)));
-        }
-      }
+            for (int v = 0; v < kGroup; ++v) {
+              total.sum =
+                  add(total.sum,
+                      power_of_two(multiply(add(z[v], -total.best.value), tau.exponent_scale)));
+            }
+          });
       total = team.reduce(total, merge);
     }
     if (phase == Phase::kPartial) {
@@ -101,25 +97,32 @@ soft_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     int index = total.best.index;
     Scalar factor = 1 / total.sum;
     const Scalar top = total.best.value;
-    // NaN or +inf among the logits, or nothing above -inf.
-    const bool special = total.best.is_nan() || top == infinity<Scalar>() || index == kNoIndex;
+    // NaN or +inf among the logits, a tau that is none, or nothing above -inf.
+    const bool special = !(total.sum < infinity<Scalar>()) || index == kNoIndex;
     if (special) {
-      const RowKind kind = settle_row(team, p, row, index != kNoIndex, &index);
+      const RowKind kind = settle_row<T>(team, p, row, &index);
       factor = kind == RowKind::kForbidden ? 0 : quiet_nan<Scalar>();
     }
     if (p.index != nullptr && team.rank() == 0 && blockIdx.y == 0) p.index[r] = index;
-    for (int g = chunk.first_group + team.rank(); g < chunk.last_group; g += team.threads()) {
-      const GroupSpan span = GroupSpan::of<T>(row, g, row.classes);
-      Scalar z[kGroup];
-      if (!special) noisy_group<T>(p, row, span, noise, z);
+    if (special) {
+      for (int g = chunk.first_group + team.rank(); g < chunk.last_group; g += team.threads()) {
+        Scalar y[kGroup];
 #pragma unroll
-      for (int v = 0; v < kGroup; ++v) {
-        z[v] = special
-                   ? factor
-                   : multiply(power_of_two(multiply(add(z[v], -top), tau.exponent_scale)), factor);
+        for (int v = 0; v < kGroup; ++v) y[v] = factor;
+        store_group<T>(p.y, row, GroupSpan::of<T>(row, g), y);
       }
-      store_group(element_of<T>(p.y, p, row, span.c), p.class_stride, span, z);
+      continue;
     }
+    for_noisy_groups<T, kStreamBatch<T>>(
+        team, p, row, chunk.first_group, chunk.last_group, noise,
+        [&](const GroupSpan& span, const Scalar(&z)[kGroup]) {
+          Scalar y[kGroup];
+#pragma unroll
+          for (int v = 0; v < kGroup; ++v) {
+            y[v] = multiply(power_of_two(multiply(add(z[v], -top), tau.exponent_scale)), factor);
+          }
+          store_group<T>(p.y, row, span, y);
+        });
   }
 }
 
@@ -138,19 +141,13 @@ pick_partial_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     const RowView row = RowView::of<T>(p, r);
     const ChunkView chunk = ChunkView::of<T>(p, row);
     Best<Scalar> best = Best<Scalar>::none();
-    for (int g = chunk.first_group + team.rank(); g < chunk.last_group; g += team.threads()) {
-      const GroupSpan span = GroupSpan::of<T>(row, g, row.classes);
-      Scalar z[kGroup];
-      noisy_group<T>(p, row, span, noise, z);
-#pragma unroll
-      for (int v = 0; v < kGroup; ++v) {
-        if (!(z[v] <= best.value) && !best.is_nan()) best = {z[v], span.c + v};
-      }
-      if (p.y != nullptr) {
-        const Scalar zeros[kGroup] = {};
-        store_group(element_of<T>(p.y, p, row, span.c), p.class_stride, span, zeros);
-      }
-    }
+    for_noisy_groups<T, kStreamBatch<T>>(team, p, row, chunk.first_group, chunk.last_group, noise,
+                                         [&](const GroupSpan& span, const Scalar(&z)[kGroup]) {
+                                           take_group(z, span.c, best);
+                                           if (p.y == nullptr) return;
+                                           const Scalar zeros[kGroup] = {};
+                                           store_group<T>(p.y, row, span, zeros);
+                                         });
     best = team.reduce(best, BetterOf());
     if (team.rank() == 0) partials_of_row<Best<Scalar>>(p, r)[blockIdx.y] = best;
   }
@@ -169,19 +166,20 @@ pick_finish_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     int index = best.index;
     RowKind kind = RowKind::kOrdinary;
     if (best.is_nan() || index == kNoIndex) {
-      kind = settle_row(team, p, row, best.is_nan(), &index);
+      index = kNoIndex;
+      kind = settle_row<T>(team, p, row, &index);
     }
     if (p.index != nullptr && team.rank() == 0) p.index[r] = index;
     if (p.y == nullptr) continue;
     if (kind == RowKind::kOrdinary) {
-      if (team.rank() == 0) narrow(Scalar(1), element_of<T>(p.y, p, row, index));
+      if (team.rank() == 0) narrow(Scalar(1), element_of<T>(p.y, row, index));
     } else if (kind == RowKind::kNaN) {
       for (int g = team.rank(); g < row.groups; g += team.threads()) {
-        const GroupSpan span = GroupSpan::of<T>(row, g, row.classes);
+        const GroupSpan span = GroupSpan::of<T>(row, g);
         Scalar nans[kGroup];
 #pragma unroll
         for (int v = 0; v < kGroup; ++v) nans[v] = quiet_nan<Scalar>();
-        store_group(element_of<T>(p.y, p, row, span.c), p.class_stride, span, nans);
+        store_group<T>(p.y, row, span, nans);
       }
     }
   }
@@ -197,7 +195,7 @@ struct Dots {
     dot = multiply_add(h, y, dot);
     if (!with_log || y == 0) return;
     // At the size of a subnormal y the term is nothing anyway.
-    const Scalar smallest = clamped<Scalar>(0);
+    const Scalar smallest = smallest_normal<Scalar>;
     const Scalar term = multiply(natural_log(y < smallest ? smallest : y), y);
     log_h = multiply_add(term, h, log_h);
     log = add(log, term);
@@ -215,6 +213,37 @@ struct AddDots {
   }
 };
 
+// Calls take(span, y, grad) for the calling thread's groups of a chunk, kStreamBatch loads ahead.
+template <class T, class Take>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_y_and_grad(const BlockTeam<kStreamThreads>& team,
+                                                             const Params& p, const RowView& row,
+                                                             const ChunkView& chunk, Take take) {
+  using Scalar = typename Element<T>::Scalar;
+  constexpr int kBatch = kStreamBatch<T>, kGroup = Element<T>::kGroup;
+  for (int g = chunk.first_group + team.rank(); g < chunk.last_group;
+       g += kBatch * team.threads()) {
+    RawGroup<T> y[kBatch], grad[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int group = g + k * team.threads();
+      if (group < chunk.last_group) {
+        const GroupSpan span = GroupSpan::of<T>(row, group);
+        y[k].load(p.y, row, span, narrowed<T>(0));
+        grad[k].load(p.grad, row, span, narrowed<T>(0));
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int group = g + k * team.threads();
+      if (group >= chunk.last_group) break;
+      Scalar wide_y[kGroup], wide_grad[kGroup];
+      y[k].widen_to(wide_y);
+      grad[k].widen_to(wide_grad);
+      take(GroupSpan::of<T>(row, group), wide_y, wide_grad);
+    }
+  }
+}
+
 // y may lie where grad_logits is written: a thread reads every element before it writes it.
 template <class T, Phase phase>
 GUMBEL_EXT_KERNEL(kStreamThreads)
@@ -229,19 +258,17 @@ backward_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     const int index = static_cast<int>(p.index[r]);
     const bool forbidden = index < 0;
     const Scalar shift =
-        forbidden ? Scalar(0) : static_cast<Scalar>(widen(*element_of<T>(p.grad, p, row, index)));
+        forbidden ? Scalar(0) : static_cast<Scalar>(widen(*element_of<T>(p.grad, row, index)));
     Dots<Scalar> total{0, 0, 0};
     if (phase != Phase::kFinish) {
-      for (int g = chunk.first_group + team.rank(); g < chunk.last_group; g += team.threads()) {
-        const GroupSpan span = GroupSpan::of<T>(row, g, row.classes);
-        Scalar y[kGroup], h[kGroup];
-        load_group(element_of<T>(p.y, p, row, span.c), p.class_stride, span, Scalar(0), y);
-        load_group(element_of<T>(p.grad, p, row, span.c), p.class_stride, span, shift, h);
+      for_y_and_grad<T>(
+          team, p, row, chunk,
+          [&](const GroupSpan&, const Scalar(&y)[kGroup], const Scalar(&grad)[kGroup]) {
 #pragma unroll
-        for (int v = 0; v < kGroup; ++v) {
-          total.take(y[v], add(h[v], -shift), p.grad_tau != nullptr);
-        }
-      }
+            for (int v = 0; v < kGroup; ++v) {
+              total.take(y[v], add(grad[v], -shift), p.grad_tau != nullptr);
+            }
+          });
       total = team.reduce(total, AddDots());
     }
     if (phase == Phase::kPartial) {
@@ -255,18 +282,20 @@ backward_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     if (p.grad_tau != nullptr && team.rank() == 0 && blockIdx.y == 0) {
       static_cast<Scalar*>(p.grad_tau)[r] = forbidden ? Scalar(0) : total.grad_tau(inverse);
     }
-    for (int g = chunk.first_group + team.rank(); g < chunk.last_group; g += team.threads()) {
-      const GroupSpan span = GroupSpan::of<T>(row, g, row.classes);
-      Scalar y[kGroup], h[kGroup];
-      load_group(element_of<T>(p.y, p, row, span.c), p.class_stride, span, Scalar(0), y);
-      load_group(element_of<T>(p.grad, p, row, span.c), p.class_stride, span, shift, h);
+    for_y_and_grad<T>(
+        team, p, row, chunk,
+        [&](const GroupSpan& span, const Scalar(&y)[kGroup], const Scalar(&grad)[kGroup]) {
+          Scalar out[kGroup];
 #pragma unroll
-      for (int v = 0; v < kGroup; ++v) {
-        y[v] = forbidden ? Scalar(0)
-                         : multiply(multiply(y[v], add(add(h[v], -shift), -total.dot)), inverse);
-      }
-      store_group(element_of<T>(p.grad_logits, p, row, span.c), p.class_stride, span, y);
-    }
+          for (int v = 0; v < kGroup; ++v) {
+            out[v] = multiply(multiply(y[v], add(add(grad[v], -shift), -total.dot)), inverse);
+          }
+          if (forbidden) {
+#pragma unroll
+            for (int v = 0; v < kGroup; ++v) out[v] = 0;
+          }
+          store_group<T>(p.grad_logits, row, span, out);
+        });
   }
 }
 

@@ -29,8 +29,7 @@ struct Sum {
   }
 };
 
-// The best class so far. A NaN beats every number and the first NaN every other; equal numbers go
-// to the lower index.
+// The best class so far. A NaN beats every number, and among equals the lower index wins.
 template <class Scalar>
 struct Best {
   Scalar value;
@@ -91,15 +90,34 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V shuffle_xor(V v, int distance) {
   return out.value;
 }
 
+// All operations here commute to the bit, so that all lanes arrive at the same one.
 template <class V, class Op>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V reduce_lanes(V v, int lanes, Op op) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
-    // The lower lane's value comes first on both sides, so that all lanes compute the same bits.
-    if (distance < lanes) {
-      const V other = shuffle_xor(v, distance);
-      v = (threadIdx.x & distance) ? op(other, v) : op(v, other);
-    }
+    if (distance < lanes) v = op(v, shuffle_xor(v, distance));
+  }
+  return v;
+}
+// Whole warps have an instruction for whole numbers; of which the bits of a float that is not NaN
+// become one, in the same order.
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int reduce_lanes(int v, int lanes, Smaller) {
+  if (lanes == 32 && kWarpReduces) return warp_min(v);
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    if (distance < lanes) v = Smaller()(v, shuffle_xor(v, distance));
+  }
+  return v;
+}
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float reduce_lanes(float v, int lanes, Larger) {
+  if (lanes == 32 && kWarpReduces) {
+    const auto ordered = [](std::int32_t b) { return b ^ ((b >> 31) & 0x7FFFFFFF); };
+    const std::int32_t largest = warp_max(ordered(static_cast<std::int32_t>(bits_of(v))));
+    return real_of(static_cast<std::uint32_t>(ordered(largest)));
+  }
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    if (distance < lanes) v = Larger()(v, shuffle_xor(v, distance));
   }
   return v;
 }

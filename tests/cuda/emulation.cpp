@@ -12,6 +12,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <random>
 #include <string>
 #include <unordered_map>
@@ -366,6 +367,7 @@ class Scheduler {
       // All lanes of its mask must be here, with the same mask, in the same operation.
       bool complete = true;
       unsigned any_value = 0;
+      int least = std::numeric_limits<int>::max(), most = std::numeric_limits<int>::min();
       for (int k = 0; k < 32; ++k) {
         if (!(f.mask >> k & 1)) continue;
         if (k >= lanes) {
@@ -390,6 +392,8 @@ class Scheduler {
           return false;
         }
         any_value |= other.value;
+        least = std::min(least, static_cast<int>(other.value));
+        most = std::max(most, static_cast<int>(other.value));
       }
       if (!complete) continue;
       for (int k = 0; k < lanes; ++k) {
@@ -397,6 +401,8 @@ class Scheduler {
         Fiber& g = at(first + k);
         if (g.op == WarpOp::kAny) {
           g.result = any_value;
+        } else if (g.op == WarpOp::kMin || g.op == WarpOp::kMax) {
+          g.result = static_cast<unsigned>(g.op == WarpOp::kMin ? least : most);
         } else if (!(f.mask >> g.source_lane & 1)) {
           error_ = where(g) + "it reads lane " + std::to_string(g.source_lane) +
                    ", which takes no part, at " + text_of(g.site);

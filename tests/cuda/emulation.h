@@ -70,12 +70,13 @@ struct Site {
   int line;
 };
 
-enum class WarpOp { kShuffleXor, kAny };
+enum class WarpOp { kShuffleXor, kAny, kMin, kMax };
 
 void launch(dim3 grid, int threads, int cluster, const std::function<void()>& kernel);
 void block_barrier(Site site);
 void cluster_barrier(Site site);
-// The value that lane source_lane gave; or, for kAny, whether any lane gave one that is not 0.
+// The value that lane source_lane gave; for kAny, whether any lane gave one that is not 0; for kMin
+// and kMax, the extreme of all as signed numbers.
 unsigned warp_operation(WarpOp op, unsigned mask, unsigned value, int source_lane, Site site);
 // This block's copy of the shared array that is declared at `declaration`.
 void* shared_array(const void* declaration, std::size_t bytes);
@@ -97,6 +98,17 @@ V read_cluster_shared(const V* own, unsigned rank) {
   return *static_cast<const V*>(emulation::shared_array_of(own, rank));
 }
 inline const char* launch_error() { return nullptr; }
+constexpr bool kWarpReduces = true;
+inline int warp_min(int v, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  using namespace emulation;
+  return static_cast<int>(
+      warp_operation(WarpOp::kMin, 0xFFFFFFFFu, static_cast<unsigned>(v), 0, {file, line}));
+}
+inline int warp_max(int v, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  using namespace emulation;
+  return static_cast<int>(
+      warp_operation(WarpOp::kMax, 0xFFFFFFFFu, static_cast<unsigned>(v), 0, {file, line}));
+}
 
 }  // namespace gumbel_ext
 
@@ -118,7 +130,6 @@ inline bool __any_sync(unsigned mask, bool flag, const char* file = __builtin_FI
   using namespace gumbel_ext::emulation;
   return warp_operation(WarpOp::kAny, mask, flag, 0, {file, line}) != 0;
 }
-
 #define GUMBEL_EXT_DEVICE
 #define GUMBEL_EXT_INLINE_ONLY inline __attribute__((always_inline))
 #define GUMBEL_EXT_KERNEL(threads) void
