@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from labels import (
     ARGMAX,
     COMPILED,
+    COMPILED_ARGMAX,
     CONTROL,
     COPY,
     DTYPES,
@@ -46,12 +47,13 @@ MOST_INPUT_BYTES = 256 << 20
 class Case:
     """One row group: an operation on one kind of input, raced by several contenders."""
 
-    group: str  # shapes | layouts | workloads | control | memory
+    group: str  # shapes | layouts | workloads | control | memory; on a GPU long rows | launches too
     op: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     dim: int = -1
-    variant: str = "contiguous"  # contiguous | transposed | expanded | -inf logits | mask
+    # contiguous | transposed | expanded | -inf logits | mask | one by one | in a graph
+    variant: str = "contiguous"
     workload: str = ""
     compiled: str = "never"  # never | full | always: in which runs torch.compile takes part
     quick: bool = False  # part of a --quick run
@@ -156,37 +158,44 @@ def workloads() -> Iterable[Case]:
 class Inputs:
     """Logits, incoming gradients and masks of a case, in enough copies to leave the cache."""
 
-    def __init__(self, case: Case) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, case: Case, device: str = "cpu", cache_bytes: int | None = None) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        drawn: dict[str, Any] = {"generator": generator, "device": device}
         dtype = case.torch_dtype
         bytes_each = case.elements * dtype.itemsize
-        wanted_bytes = min(2 * environment.last_level_cache(), MOST_INPUT_BYTES)
+        cache = environment.last_level_cache() if cache_bytes is None else cache_bytes
+        wanted_bytes = min(2 * cache, MOST_INPUT_BYTES)
         self.count = min(MOST_INPUTS, max(2, math.ceil(wanted_bytes / bytes_each)))
+
+        def random(shape: tuple[int, ...]) -> Tensor:
+            if device == "cpu":
+                return torch.randn(shape, **drawn).to(dtype)
+            return torch.randn(shape, **drawn, dtype=dtype)  # no float32 copy of gigabytes
 
         def logits() -> Tensor:
             shape = case.shape
             if case.variant == "transposed":
-                return torch.randn(shape[::-1], generator=generator).to(dtype).t()
+                return random(shape[::-1]).t()
             if case.variant == "expanded":
-                return torch.randn((1, *shape[1:]), generator=generator).to(dtype).expand(shape)
-            values = torch.randn(shape, generator=generator)
+                return random((1, *shape[1:])).expand(shape)
+            values = random(shape)
             if case.variant == "-inf logits":
-                forbidden = torch.rand(shape, generator=generator) < 0.2
+                forbidden = torch.rand(shape, **drawn) < 0.2
                 forbidden.select(case.dim, 0).fill_(False)  # a row must keep a choice
                 values.masked_fill_(forbidden, -torch.inf)
-            return values.to(dtype)
+            return values
 
         self.logits = [logits() for _ in range(self.count)]
         self.allowed: list[Tensor] = []
         if case.variant == "mask":
             for _ in range(self.count):
-                allowed = torch.rand(case.shape, generator=generator) >= 0.2
+                allowed = torch.rand(case.shape, **drawn) >= 0.2
                 allowed.select(case.dim, 0).fill_(True)
                 self.allowed.append(allowed)
         self.grads: list[Tensor] = []
         if "backward" in case.op:
             for _ in range(self.count):
-                self.grads.append(torch.randn(case.shape, generator=generator).to(dtype))
+                self.grads.append(random(case.shape))
             for tensor in self.logits:
                 tensor.requires_grad_()
 
@@ -199,6 +208,7 @@ def compile_for_case(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def functions(case: Case, with_compile: bool) -> dict[str, Callable[..., Tensor]]:
     """What each contender makes of (logits) or (logits, allowed): a differentiable expression."""
     dim, hard = case.dim, case.hard
+    race: dict[str, Callable[..., Tensor]]
 
     if case.op == CONTROL:
         same = {name: lambda logits: F.softmax(logits, dim) for name in (SOFTMAX, SAME_TWICE)}
@@ -210,10 +220,13 @@ def functions(case: Case, with_compile: bool) -> dict[str, Callable[..., Tensor]
             gumbel = -torch.empty_like(logits).exponential_().log()
             return (logits + gumbel).argmax(dim)
 
-        return {
+        race = {
             GUMBEL_EXT: lambda logits: gumbel_ext.gumbel_argmax(logits, dim),
             ARGMAX: argmax_of_noisy,
         }
+        if with_compile:
+            race[COMPILED_ARGMAX] = compile_for_case(argmax_of_noisy)
+        return race
 
     def peer(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
         if allowed is not None:
@@ -223,7 +236,7 @@ def functions(case: Case, with_compile: bool) -> dict[str, Callable[..., Tensor]
     def ours(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
         return gumbel_ext.gumbel_softmax(logits, tau=1.0, hard=hard, dim=dim, mask=allowed)
 
-    race: dict[str, Callable[..., Tensor]] = {GUMBEL_EXT: ours, EAGER: peer}
+    race = {GUMBEL_EXT: ours, EAGER: peer}
     if with_compile:
         race[COMPILED] = compile_for_case(peer)
     race[SOFTMAX] = lambda logits, allowed=None: F.softmax(logits, dim)

@@ -1,9 +1,10 @@
-"""Names that the JSON carries: written by bench_cpu.py, looked up by plot.py."""
+"""Names that the JSON carries: written by bench_cpu.py and bench_cuda.py, looked up by plot.py."""
 
 GUMBEL_EXT = "gumbel_ext"
 EAGER = "F.gumbel_softmax"
 COMPILED = "torch.compile(F.gumbel_softmax)"
 ARGMAX = "argmax(logits + gumbel)"
+COMPILED_ARGMAX = "torch.compile(argmax(logits + gumbel))"
 SOFTMAX = "F.softmax"
 COPY = "Tensor.copy_"
 SAME_TWICE = "F.softmax again"
@@ -12,6 +13,20 @@ DTYPES = ("float32", "bfloat16", "float16")
 SHAPES = ((65536, 8), (65536, 64), (4096, 1024), (512, 8192), (32, 131072))
 INNER_DIM = (4, 8192, 32, 32)  # reduced over dim=1
 TINY = (20, 10)
+
+# On a GPU; a run with less memory has fewer rows of the largest.
+CUDA_SHAPES = (
+    (1048576, 8),
+    (32768, 256),
+    (16384, 1024),
+    (8192, 4096),
+    (8192, 16384),
+    (8192, 65536),
+    (8192, 262144),
+)
+CUDA_LAUNCHES = ((20, 10), (128, 8), (64, 64), (100, 30, 10))
+# How a case of few elements is called: one by one, or twenty times in a CUDA graph.
+EAGERLY, IN_A_GRAPH = "one by one", "in a graph"
 
 SOFT_FORWARD, HARD_FORWARD, INDEX = "soft forward", "hard forward", "index"
 SOFT_TRAIN, HARD_TRAIN = "soft forward+backward", "hard forward+backward"

@@ -3,7 +3,8 @@
 python benchmarks/plot.py [RESULT.json ...] [--docs DIRECTORY] [--check]
 
 Without files it takes every whole run in benchmarks/results. Tables go between marker comments in
-docs/benchmarks.md, so that the text around them is kept; pictures show the first file.
+docs/benchmarks.md, so that the text around them is kept; pictures show the first file of the CPU,
+and the first of a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ import matplotlib
 from labels import (
     ARGMAX,
     COMPILED,
+    COMPILED_ARGMAX,
     COPY,
+    CUDA_LAUNCHES,
+    CUDA_SHAPES,
     DTYPES,
     EAGER,
+    EAGERLY,
     GUMBEL_EXT,
     HARD_BACKWARD,
     HARD_FORWARD,
+    IN_A_GRAPH,
     INDEX,
     INNER_DIM,
     SAME_TWICE,
@@ -69,6 +75,16 @@ class Result:
         self.memory_rows: list[Row] = self.document["memory_rows"]
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether bench_cuda.py made it."""
+        return self.document.get("device") == "cuda"
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shapes that the picture of speed and the targets go through."""
+        return CUDA_SHAPES if self.on_gpu else SHAPES
+
+    @property
     def capability(self) -> str:
         """The instruction set that gumbel_ext's kernels used."""
         return str(self.document["versions"]["gumbel_ext_cpu_capability"])
@@ -82,10 +98,13 @@ class Result:
         group: str = "shapes",
     ) -> Row | None:
         """The row of a contiguous case, or None where the run left it out."""
-        wanted = (group, op, contender, list(shape), dtype)
+        size = list(shape)
+        wanted = (group, op, contender, dtype)
         for row in self.rows:
-            found = (row["group"], row["op"], row["contender"], row["shape"], row["dtype"])
-            if found == wanted:
+            found = (row["group"], row["op"], row["contender"], row["dtype"])
+            # A GPU with less memory has fewer rows of a shape.
+            same_size = row["shape"][1:] == size[1:] if self.on_gpu else row["shape"] == size
+            if found == wanted and same_size:
                 return row
         return None
 
@@ -96,7 +115,8 @@ class Result:
             for row in self.rows
             if row["group"] == "shapes"
             and row["dtype"] == "float32"
-            and tuple(row["shape"]) in SHAPES
+            and any(row["shape"][-1] == shape[-1] for shape in self.shapes)
+            and (self.on_gpu or tuple(row["shape"]) in SHAPES)
             and row["op"] in (SOFT_FORWARD, HARD_FORWARD, INDEX)
         ]
 
@@ -107,13 +127,23 @@ class Result:
         commit = (revision["commit"] or "unknown")[:12] + ("+" if revision["modified"] else "")
         compiler = versions["gumbel_ext_build"].get("compiler", "unknown")
         notes = " A `--quick` run: for orientation only." if document["quick"] else ""
+        versions_text = f"torch {versions['torch']}, gumbel_ext {versions['gumbel_ext']}"
+        if self.on_gpu:
+            gpu = machine["gpu"]
+            if document["skipped"]:
+                notes += f" {count(len(document['skipped']), 'case')} left out."
+            return (
+                f"Measured on **{gpu['name']}** ({gpu['multiprocessors']} multiprocessors, compute "
+                f"capability {gpu['compute_capability']}, driver {gpu['driver']}), "
+                f"{versions_text}, commit {commit}, {document['date'][:10]}.{notes}"
+            )
         if document["clock"] == "cpu":
             notes += " In CPU time, not wall time."
         kernels = CAPABILITY_NAMES.get(self.capability, self.capability)
         cores = f"{machine['cores_available']} cores, {count(document['threads'], 'thread')}"
         return (
             f"Measured with the **{kernels}** kernels on {machine['cpu']} ({cores}), "
-            f"torch {versions['torch']}, gumbel_ext {versions['gumbel_ext']} built by {compiler}, "
+            f"{versions_text} built by {compiler}, "
             f"commit {commit}, {document['date'][:10]}.{notes}"
         )
 
@@ -186,6 +216,28 @@ SINGLE_SHAPE_TARGETS = (
     (TINY, Target(SOFT_FORWARD, "float32", EAGER, 0.4, True)),
     (TINY, Target(HARD_FORWARD, "float32", EAGER, 0.4, True)),
 )
+
+
+def gpu_targets() -> Iterable[Target]:
+    """The targets on a GPU, over all of CUDA_SHAPES; the first is a share of copy bandwidth."""
+    for dtype in DTYPES:
+        wide = dtype == "float32"
+        bandwidth = 0.92 if wide else 0.85
+        yield Target(SOFT_FORWARD, dtype, COPY, bandwidth, False)
+        yield Target(SOFT_FORWARD, dtype, EAGER, 6 if wide else 5.5, False)
+        yield Target(SOFT_FORWARD, dtype, COMPILED, 1 if wide else 2, False)
+        yield Target(HARD_FORWARD, dtype, COPY, bandwidth, False)
+        yield Target(HARD_FORWARD, dtype, EAGER, 9, False)
+        yield Target(HARD_FORWARD, dtype, COMPILED, 2.5, False)
+        yield Target(INDEX, dtype, COPY, 0.85, False)
+        yield Target(INDEX, dtype, ARGMAX, 8, False)
+        yield Target(INDEX, dtype, COMPILED_ARGMAX, 2, False)
+        for op in (SOFT_BACKWARD, HARD_BACKWARD):
+            yield Target(op, dtype, COPY, 0.9, False)
+            yield Target(op, dtype, EAGER, 2.7, False)
+            yield Target(op, dtype, COMPILED, 1, False)
+
+
 PEAK_BYTES_TARGET = 8.5  # forward and backward, float32: output 4, gradient 4, and O(rows)
 
 
@@ -296,14 +348,21 @@ def optional(row: Row | None, value: Callable[[Row], str]) -> str:
 
 
 def times_section(result: Result) -> str:
+    copied = "as many bytes as the operator must" if result.on_gpu else "the logits"
+    groups = ("shapes", "long rows", "layouts", "workloads") if result.on_gpu else ("shapes",)
+    unit, scale = ("picoseconds", 1e3) if result.on_gpu else ("nanoseconds", 1)
+
     def per_element(row: Row) -> str:
-        return number(row["median_ns_per_element"])
+        return number(row["median_ns_per_element"] * scale)
 
     lines = []
-    for case in grouped(r for r in result.rows if r["group"] == "shapes"):
+    for case in grouped(r for r in result.rows if r["group"] in groups):
         ours = case[GUMBEL_EXT]
         shape = shape_text(ours["shape"]) + (f" dim={ours['dim']}" if ours["dim"] != -1 else "")
-        peers = [case.get(EAGER) or case.get(ARGMAX), *map(case.get, (COMPILED, SOFTMAX, COPY))]
+        if ours["variant"] != "contiguous":
+            shape += f", {ours['variant']}"
+        compiled = case.get(COMPILED) or case.get(COMPILED_ARGMAX)
+        peers = [case.get(EAGER) or case.get(ARGMAX), compiled, *map(case.get, (SOFTMAX, COPY))]
         cells = [optional(row, per_element) for row in [ours, *peers]]
         spread = ours["iqr_ns_per_element"] / ours["median_ns_per_element"]
         lines.append([ours["op"], ours["dtype"], shape, *cells, f"{100 * spread:.0f} %"])
@@ -319,10 +378,10 @@ def times_section(result: Result) -> str:
         "spread",
     ]
     return (
-        "<details><summary>Median nanoseconds per element, every shape</summary>\n\n"
+        f"<details><summary>Median {unit} per element, every shape</summary>\n\n"
         "Eager is `F.gumbel_softmax`, for index `argmax(logits + gumbel)`; torch.compile is of "
         "`F.gumbel_softmax`; `F.softmax` does the same passes (forward, backward) of plain "
-        "softmax; `copy_` moves the logits into memory that is already there. Spread: gumbel_ext's "
+        f"softmax; `copy_` moves {copied} into memory that is already there. Spread: gumbel_ext's "
         "interquartile range over its median.\n\n"
         + table(header, lines, numbers_from=3)
         + "\n\n</details>"
@@ -402,39 +461,124 @@ def memory_section(result: Result) -> str:
     )
 
 
+# --- on a GPU ---
+
+
+def gpu_section(result: Result) -> str:
+    notes = (
+        "A cell is the median over rounds of the peer's time over gumbel_ext's, on the GPU's own "
+        "clock: how many times faster gumbel_ext is. `Tensor.copy_` moves as many bytes as the "
+        "operator must read and write at least; against it the cell is the share of the bandwidth "
+        "of a copy that gumbel_ext reaches. **Bold** misses its target; ~ marks cells whose middle "
+        "half of the rounds lies on both sides of it."
+    )
+    parts = [
+        result.setup(),
+        notes,
+        gpu_targets_table(result),
+        gpu_launches_table(result),
+        memory_section(result) if result.memory_rows else "",
+        times_section(result),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def gpu_targets_table(result: Result) -> str:
+    lines = []
+    for target in gpu_targets():
+        cells = [
+            target.cell(result.find(target.op, target.peer, shape, target.dtype))
+            for shape in result.shapes
+        ]
+        if all(met is None for _, met in cells):
+            continue
+        met = verdict([met for _, met in cells])
+        lead = [target.op, target.dtype, f"`{target.peer}`", target.text]
+        lines.append([*lead, *(text for text, _ in cells), met])
+    header = ["op", "dtype", "against", "target", *map(shape_text, result.shapes), "verdict"]
+    return table(header, lines, numbers_from=4)
+
+
+def gpu_launches_table(result: Result) -> str:
+    """Microseconds a call of tensors that are all launch."""
+    launches = [row for row in result.rows if row["group"] == "launches"]
+    lines = []
+    for case in grouped(launches):
+        ours = case.get(GUMBEL_EXT)
+        if ours is None:
+            continue
+        peers = [case.get(EAGER) or case.get(ARGMAX), case.get(COMPILED), case.get(SOFTMAX)]
+        peers[1] = peers[1] or case.get(COMPILED_ARGMAX)
+        kernels = ours.get("kernels_per_call")
+        lines.append(
+            [
+                ours["op"],
+                f"{shape_text(ours['shape'])}, {ours['variant']}",
+                *(
+                    optional(row, lambda row: number(row["microseconds_per_call"]["median"]))
+                    for row in [ours, *peers]
+                ),
+                "" if kernels is None else f"{kernels:g}",
+            ]
+        )
+    if not lines:
+        return ""
+    header = ["op", "logits", "gumbel_ext µs", "eager µs", "torch.compile µs", "F.softmax µs"]
+    return (
+        f"Tensors of {shape_text(CUDA_LAUNCHES[0])} to {shape_text(CUDA_LAUNCHES[-1])}, float32: "
+        f"microseconds a call, {EAGERLY} from Python and {IN_A_GRAPH} of twenty calls. The last "
+        "column counts what a call of gumbel_ext starts on the GPU.\n\n"
+        + table([*header, "kernels"], lines, numbers_from=2)
+    )
+
+
 SECTIONS: dict[str, Callable[[Result], str]] = {
     "targets": targets_section,
     "workloads": workloads_section,
     "memory": memory_section,
     "times": times_section,
 }
+GPU_SECTION = "gpu"
 
 
 def markers(section: str) -> tuple[str, str]:
     return f"<!-- begin {section}: made by plot.py -->", f"<!-- end {section} -->"
 
 
-def empty_page() -> str:
+def empty_page(names: Iterable[str] = SECTIONS) -> str:
     """What a directory without benchmarks.md starts with."""
-    return "".join(f"## {name}\n\n" + "\n".join(markers(name)) + "\n\n" for name in SECTIONS)
+    return "".join(f"## {name}\n\n" + "\n".join(markers(name)) + "\n\n" for name in names)
 
 
 def insert_tables(page: str, results: list[Result]) -> str:
-    """The page with every marked section made anew."""
-    for name, section in SECTIONS.items():
-        begin, end = markers(name)
-        if page.count(begin) != 1 or page.count(end) != 1:
-            raise ValueError(f"benchmarks.md must have the lines {begin} and {end} once each")
-        before, rest = page.split(begin)
-        _, after = rest.split(end)
-        texts = [section(result) for result in results]
-        if len(results) > 1 and name != "targets":
-            for i, result in enumerate(results):
+    """The page with every marked section made anew, as far as there are results for it."""
+    of_cpu = [result for result in results if not result.on_gpu]
+    of_gpu = [result for result in results if result.on_gpu]
+    for name, section in SECTIONS.items() if of_cpu else ():
+        texts = [section(result) for result in of_cpu]
+        if len(of_cpu) > 1 and name != "targets":
+            for i, result in enumerate(of_cpu):
                 capability = CAPABILITY_NAMES.get(result.capability, result.capability)
                 texts[i] = f"*{capability} kernels*\n\n{texts[i]}"
-        body = "\n\n".join(texts)
-        page = f"{before}{begin}\n{body}\n{end}{after}"
+        page = replace_section(page, name, texts)
+    if of_gpu:
+        if markers(GPU_SECTION)[0] not in page:  # a page from before there was a GPU
+            page = (
+                page.rstrip() + "\n\n" + empty_page([GPU_SECTION]).replace("## gpu", "## On a GPU")
+            )
+            page = page.strip() + "\n"
+        page = replace_section(page, GPU_SECTION, [gpu_section(result) for result in of_gpu])
     return page
+
+
+def replace_section(page: str, name: str, texts: list[str]) -> str:
+    begin, end = markers(name)
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"benchmarks.md must have the lines {begin} and {end} once each")
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    body = "\n\n".join(texts)
+    return f"{before}{begin}\n{body}\n{end}{after}"
 
 
 # --- pictures ---
@@ -446,6 +590,7 @@ STYLES: dict[str, dict[str, Any]] = {
     EAGER: {"color": "#333333", "marker": "s", "linewidth": 1.3, "markersize": 4},
     ARGMAX: {"color": "#333333", "marker": "s", "linewidth": 1.3, "markersize": 4},
     COMPILED: {"color": "#E69F00", "marker": "^", "linewidth": 1.3, "markersize": 4.5},
+    COMPILED_ARGMAX: {"color": "#E69F00", "marker": "^", "linewidth": 1.3, "markersize": 4.5},
     GUMBEL_EXT: {"color": "#0072B2", "marker": "o", "linewidth": 2.4, "markersize": 5.5},
     SOFTMAX: {
         "color": "#CC79A7",
@@ -482,6 +627,9 @@ def save(figure: Any, path: Path) -> None:
 
 def machine_caption(result: Result) -> str:
     document = result.document
+    if result.on_gpu:
+        gpu = document["machine"]["gpu"]
+        return f"{gpu['name']}, driver {gpu['driver']}, torch {document['versions']['torch']}"
     capability = CAPABILITY_NAMES.get(result.capability, result.capability)
     return (
         f"{document['machine']['cpu']}, {capability}, {count(document['threads'], 'thread')}, "
@@ -490,15 +638,15 @@ def machine_caption(result: Result) -> str:
 
 
 def draw_panel(axes: Axes, result: Result, op: str, peer: str, title: str) -> None:
-    order = [COPY, SOFTMAX, COMPILED, peer, GUMBEL_EXT]
+    order = [COPY, SOFTMAX, COMPILED, COMPILED_ARGMAX, peer, GUMBEL_EXT]
     for contender in order:
-        found = [(i, result.find(op, contender, shape)) for i, shape in enumerate(SHAPES)]
+        found = [(i, result.find(op, contender, shape)) for i, shape in enumerate(result.shapes)]
         points = [(i, row["median_ns_per_element"]) for i, row in found if row is not None]
         if points:
             axes.plot(
                 *zip(*points, strict=True), **STYLES[contender], zorder=order.index(contender)
             )
-    for i, shape in enumerate(SHAPES):
+    for i, shape in enumerate(result.shapes):
         ours, theirs = result.find(op, GUMBEL_EXT, shape), result.find(op, peer, shape)
         if ours is None or theirs is None:
             continue
@@ -517,9 +665,15 @@ def draw_panel(axes: Axes, result: Result, op: str, peer: str, title: str) -> No
         )
     axes.set_title(title, fontsize=10, fontweight="bold", loc="left", pad=6)
     axes.set_yscale("log")
-    axes.set_xlim(-0.4, len(SHAPES) - 0.6)
-    labels = [f"{rows}\nx\n{columns}" for rows, columns in SHAPES]
-    axes.set_xticks(range(len(SHAPES)), labels, fontsize=7, linespacing=0.95)
+    axes.set_xlim(-0.4, len(result.shapes) - 0.6)
+    # The rows of a GPU's shapes only keep it busy: there is no room to say how many.
+    labels = [
+        f"{columns}" if result.on_gpu else f"{rows}\nx\n{columns}"
+        for rows, columns in result.shapes
+    ]
+    axes.set_xticks(
+        range(len(labels)), labels, fontsize=6 if result.on_gpu else 7, linespacing=0.95
+    )
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y", which="major", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -538,14 +692,15 @@ def speed_picture(result: Result, path: Path) -> None:
         first.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         first.yaxis.set_minor_formatter(NullFormatter())
         first.set_ylabel("nanoseconds per element (log)")
-        panels[1].set_xlabel("logits, float32: rows x classes", labelpad=5)
+        where = "classes of float32 logits" if result.on_gpu else "logits, float32: rows x classes"
+        panels[1].set_xlabel(where, labelpad=5)
 
         names = {
             EAGER: "PyTorch: F.gumbel_softmax, argmax(logits + noise)",
             COMPILED: "torch.compile(F.gumbel_softmax)",
             GUMBEL_EXT: "gumbel_ext",
             SOFTMAX: "F.softmax, no noise",
-            COPY: "copying the logits",
+            COPY: "copying as many bytes" if result.on_gpu else "copying the logits",
         }
         keys = [Line2D([], [], **STYLES[name], label=text) for name, text in names.items()]
         keys = [keys[2], keys[0], keys[1], keys[3], keys[4]]  # filled column by column
@@ -562,7 +717,7 @@ def speed_picture(result: Result, path: Path) -> None:
         figure.text(
             0.014,
             0.945,
-            "Gumbel-softmax on the CPU",
+            "Gumbel-softmax on a GPU" if result.on_gpu else "Gumbel-softmax on the CPU",
             fontsize=11.5,
             fontweight="bold",
             va="baseline",
@@ -580,11 +735,12 @@ def speed_picture(result: Result, path: Path) -> None:
 
 
 def memory_picture(result: Result, path: Path) -> None:
+    shape = [16384, 1024] if result.on_gpu else [4096, 1024]
     wanted = [
-        row
-        for row in result.memory_rows
-        if row["shape"] == [4096, 1024] and row["dtype"] == "float32"
+        row for row in result.memory_rows if row["shape"] == shape and row["dtype"] == "float32"
     ]
+    if not wanted:
+        return
     order = [GUMBEL_EXT, COMPILED, EAGER]
     with plt.rc_context(FONT):
         figure, panels = plt.subplots(1, 2, figsize=(8, 2.2), sharex=True, sharey=True)
@@ -618,7 +774,7 @@ def memory_picture(result: Result, path: Path) -> None:
         figure.text(
             0.014,
             0.91,
-            "Peak memory of one forward and backward, float32 logits [4096, 1024]",
+            f"Peak memory of one forward and backward, float32 logits {shape_text(shape)}",
             fontsize=10.5,
             fontweight="bold",
         )
@@ -626,9 +782,11 @@ def memory_picture(result: Result, path: Path) -> None:
 
 
 def default_results() -> list[Path]:
-    """Whole runs, the capability of the targets first."""
+    """Whole runs, the capability of the targets first, then those of GPUs."""
     found = [RESULTS / f"cpu-{capability}.json" for capability in CAPABILITIES]
-    return [path for path in found if path.exists()]
+    unfinished = ("-quick", "-partial")
+    of_gpus = [path for path in RESULTS.glob("gpu-*.json") if not path.stem.endswith(unfinished)]
+    return [path for path in [*found, *sorted(of_gpus)] if path.exists()]
 
 
 def main() -> int:
@@ -646,7 +804,8 @@ def main() -> int:
     try:
         results = [Result(path) for path in paths]
         page_path = arguments.docs / "benchmarks.md"
-        page = page_path.read_text() if page_path.exists() else empty_page()
+        sections = SECTIONS if any(not result.on_gpu for result in results) else ()
+        page = page_path.read_text() if page_path.exists() else empty_page(sections)
         made = insert_tables(page, results)
     except (OSError, ValueError) as error:
         print(f"plot.py: {error}", file=sys.stderr)
@@ -658,11 +817,15 @@ def main() -> int:
         return 0
     arguments.docs.mkdir(parents=True, exist_ok=True)
     page_path.write_text(made)
-    if results[0].speed_rows():
-        speed_picture(results[0], arguments.docs / "cpu-speed.png")
-    if results[0].memory_rows:
-        memory_picture(results[0], arguments.docs / "cpu-memory.png")
-    print(targets_section(results[0]))
+    for on_gpu, name in ((False, "cpu"), (True, "gpu")):
+        result = next((result for result in results if result.on_gpu == on_gpu), None)
+        if result is None:
+            continue
+        if result.speed_rows():
+            speed_picture(result, arguments.docs / f"{name}-speed.png")
+        if result.memory_rows:
+            memory_picture(result, arguments.docs / f"{name}-memory.png")
+        print(gpu_targets_table(result) if on_gpu else targets_section(result))
     return 0
 
 

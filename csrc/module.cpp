@@ -2,6 +2,8 @@
 // from outside. Loading it registers the ops.
 #include <torch/extension.h>
 
+#include <algorithm>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -13,8 +15,23 @@ namespace {
 namespace py = pybind11;
 using gumbel_ext::cpu::KernelTable;
 
-#define GUMBEL_EXT_STRING_(x) #x
-#define GUMBEL_EXT_STRING(x) GUMBEL_EXT_STRING_(x)
+// None in a build without the CUDA kernels.
+py::object cuda_info() {
+#if defined(GUMBEL_EXT_CUDA_VERSION)
+  // As TORCH_CUDA_ARCH_LIST has them: between semicolons or spaces.
+  std::string list = GUMBEL_EXT_CUDA_ARCHITECTURES;
+  std::replace(list.begin(), list.end(), ';', ' ');
+  std::istringstream names(list);
+  std::vector<std::string> architectures;
+  for (std::string name; names >> name;) architectures.push_back(name);
+  py::dict cuda;
+  cuda["version"] = GUMBEL_EXT_CUDA_VERSION;
+  cuda["architectures"] = architectures;
+  return cuda;
+#else
+  return py::none();
+#endif
+}
 
 py::dict build_info() {
   py::dict info;
@@ -27,7 +44,7 @@ py::dict build_info() {
 #endif
   info["cxx_standard"] = __cplusplus / 100 % 100;
   info["cxx_flags"] = GUMBEL_EXT_CXX_FLAGS;
-  info["cuda"] = py::none();
+  info["cuda"] = cuda_info();
 #if defined(__x86_64__)
   info["cpu_capabilities"] = std::vector<std::string>{"avx512", "avx2", "generic"};
 #else

@@ -1,8 +1,9 @@
 """Loads the compiled module, or says in one line why it does not load and what mends it.
 
-A C++ extension of PyTorch works with the minor release of torch it was compiled for and no other.
-With another one it may fail to load with an undefined symbol, or load and misbehave. The build
-therefore leaves a record beside the module (`_built_for.json`) that is read before the module is.
+A C++ extension of PyTorch works with the minor release of torch it was compiled for and no other,
+and one with CUDA kernels only with a torch of the same major release of CUDA. Otherwise it may fail
+to load with an undefined symbol, or load and misbehave. The build therefore leaves a record beside
+the module (`_built_for.json`) that is read before the module is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import shlex
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -20,13 +22,20 @@ SOURCE_TREE = Path(__file__).resolve().parent.parent
 INSTALL_COMMAND = "pip install --no-build-isolation --no-deps"
 
 
-def torch_built_for() -> str | None:
-    """Returns the version of torch that the module was compiled for; None if there is no record."""
+class BuiltFor(NamedTuple):
+    """What the module was compiled for; `cuda` is None if it has no CUDA kernels."""
+
+    torch: str
+    cuda: str | None
+
+
+def built_for() -> BuiltFor | None:
+    """Returns what the record beside the module says; None if there is no record."""
     try:
-        version = json.loads(RECORD.read_text(encoding="utf-8"))["torch"]
+        record = json.loads(RECORD.read_text(encoding="utf-8"))
+        return BuiltFor(record["torch"], record.get("cuda"))
     except (OSError, ValueError, KeyError):
         return None
-    return str(version)
 
 
 def install_command() -> str:
@@ -46,16 +55,35 @@ def check_torch_version(running: str, built_for: str) -> None:
         )
 
 
+def check_cuda_version(running: str | None, built_for: str | None) -> None:
+    """Raises ImportError if the module has CUDA kernels that this torch cannot run.
+
+    Args:
+        running: the CUDA release of this torch, `torch.version.cuda`; None in a build without CUDA.
+        built_for: the CUDA release of the toolkit that compiled the kernels; None without kernels,
+            which goes with every torch.
+    """
+    if built_for is None:
+        return
+    if running is None or running.split(".")[0] != built_for.split(".")[0]:
+        found = "without CUDA" if running is None else f"for CUDA {running}"
+        raise ImportError(
+            f"gumbel_ext was built for CUDA {built_for}, found torch {torch.__version__}, built "
+            f"{found}; run: {install_command()}"
+        )
+
+
 def load_compiled_module() -> ModuleType:
     """Imports `gumbel_ext._C`, which registers the ops with the dispatcher.
 
     Raises:
-        ImportError: the module is missing, was built for another torch, or does not load. The
-            message ends with the command that mends it.
+        ImportError: the module is missing, was built for another torch or CUDA, or does not load.
+            The message ends with the command that mends it.
     """
-    built_for = torch_built_for()
-    if built_for is not None:
-        check_torch_version(torch.__version__, built_for)
+    build = built_for()
+    if build is not None:
+        check_torch_version(torch.__version__, build.torch)
+        check_cuda_version(torch.version.cuda, build.cuda)
     try:
         return importlib.import_module("gumbel_ext._C")
     except ModuleNotFoundError as error:
@@ -67,6 +95,6 @@ def load_compiled_module() -> ModuleType:
         ) from error
     except ImportError as error:
         raise ImportError(
-            f"gumbel_ext._C, built for torch {built_for or 'unknown'}, does not load with "
-            f"torch {torch.__version__}: {error}; run: {install_command()}"
+            f"gumbel_ext._C, built for torch {build.torch if build else 'unknown'}, does not load "
+            f"with torch {torch.__version__}: {error}; run: {install_command()}"
         ) from error

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from gumbel_ext._build_check import load_compiled_module, torch_built_for
+from gumbel_ext._build_check import built_for, install_command, load_compiled_module
 from gumbel_ext._version import __version__
 
 CAPABILITY_VARIABLE = "GUMBEL_EXT_CPU_CAPABILITY"
@@ -30,18 +30,44 @@ def registered_ops() -> list[str]:
     return sorted(str(schema) for schema in schemas if schema.name.startswith("gumbel_ext::"))
 
 
+def cuda_sentence(build_cuda: str | None, torch_cuda: str | None, gpus: int) -> str:
+    """Says whether the ops run on CUDA, and if not, why and what to do about it.
+
+    Args:
+        build_cuda: the CUDA release that the kernels were compiled with; None in a CPU build.
+        torch_cuda: the CUDA release of this torch; None in a build without CUDA.
+        gpus: how many GPUs torch sees.
+    """
+    if build_cuda is not None:
+        if gpus:
+            return f"CUDA {build_cuda} kernels are built in; GPUs seen by torch: {gpus}."
+        return f"CUDA {build_cuda} kernels are built in, but torch sees no GPU."
+    command = f"FORCE_CUDA=1 {install_command()}"
+    if torch_cuda is None:
+        return (
+            "This build has no CUDA kernels, and this torch has no CUDA. To build them, install a "
+            f"torch with CUDA and a CUDA toolkit of the same major release, then run: {command}"
+        )
+    return (
+        "This build has no CUDA kernels. To build them, install a CUDA "
+        f"{torch_cuda.split('.')[0]} toolkit with nvcc, then run: {command}"
+    )
+
+
 def collect() -> dict[str, object]:
-    """Returns versions, machine, CPU capability, build flags and ops; JSON types only.
+    """Returns versions, machine, CPU capability, CUDA, build flags and ops; JSON types only.
 
     `error` is None when the compiled module can be used. Otherwise it says why not, and what could
     not be found out is None or empty.
     """
+    record = built_for()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     info: dict[str, object] = {
         "gumbel_ext": __version__,
         "location": str(Path(__file__).parent),
         "error": None,
         "torch": torch.__version__,
-        "torch_built_for": torch_built_for(),
+        "torch_built_for": record.torch if record else None,
         "torch_cuda": torch.version.cuda,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -51,6 +77,8 @@ def collect() -> dict[str, object]:
         "cpu_capabilities": [],
         "cpu_capability_forced": os.environ.get(CAPABILITY_VARIABLE),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(gpus)],
+        "cuda": None,
         "build": None,
         "ops": [],
     }
@@ -58,7 +86,11 @@ def collect() -> dict[str, object]:
         load_compiled_module()
         from gumbel_ext import _C
 
-        info["build"] = _C.build_info()
+        build = _C.build_info()
+        info["build"] = build
+        info["cuda"] = cuda_sentence(
+            build["cuda"]["version"] if build["cuda"] else None, torch.version.cuda, gpus
+        )
         info["ops"] = registered_ops()
         info["cpu_capabilities"] = _C.cpu_capabilities()
         info["cpu_capability"] = _C.cpu_capability()
@@ -87,6 +119,8 @@ def as_table(info: Mapping[str, object]) -> str:
 def _as_text(value: object) -> str:
     if value is None:
         return "none"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {_as_text(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return str(value)

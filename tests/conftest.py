@@ -3,12 +3,6 @@ import pytest
 import torch
 from oracle import rng_state
 
-from gumbel_ext import _C
-
-DEVICES = ["cpu"]
-if torch.cuda.is_available() and _C.build_info().get("cuda"):
-    DEVICES.append("cuda")
-
 # Compiling and sharing two cores make single examples slow; the seed is fixed for CI.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fixed")
@@ -16,21 +10,53 @@ hypothesis.settings.load_profile("fixed")
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the tests put their tensors (default cpu)",
+    )
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes or many GB; runs with --slow")
+    for marker in (
+        "slow: takes minutes or many GB; runs with --slow",
+        "cpu_only(reason): about the CPU kernels alone; skipped with --device cuda",
+        "cuda_only: needs a GPU; runs with --device cuda",
+        "sanitizer: small; also run under compute-sanitizer",
+    ):
+        config.addinivalue_line("markers", marker)
+    if config.getoption("--device") == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(f"--device cuda: torch {torch.__version__} sees no GPU")
+        if not torch._C._dispatch_has_kernel_for_dispatch_key("gumbel_ext::gumbel_softmax", "CUDA"):
+            raise pytest.UsageError(
+                "--device cuda: gumbel_ext was built without CUDA; "
+                "run: FORCE_CUDA=1 pip install --no-build-isolation ."
+            )
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--slow"):
-        return
+    on_cuda = config.getoption("--device") == "cuda"
     for item in items:
-        if item.get_closest_marker("slow"):
+        cpu_only = item.get_closest_marker("cpu_only")
+        if cpu_only and on_cuda:
+            reason = cpu_only.kwargs.get("reason", "the CPU kernels alone")
+            item.add_marker(pytest.mark.skip(reason=f"cpu_only: {reason}"))
+        if item.get_closest_marker("cuda_only") and not on_cuda:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: run with --device cuda"))
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
-@pytest.fixture(params=DEVICES)
+def pytest_generate_tests(metafunc):
+    # As a parameter, so that the names of the tests carry the device.
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", [metafunc.config.getoption("--device")], indirect=True)
+
+
+# For the whole session, so that hypothesis may share it among the examples of a test.
+@pytest.fixture(scope="session")
 def device(request):
     return request.param
 

@@ -24,6 +24,11 @@ def rng_state(seed=SEED, offset=OFFSET, device="cpu"):
     return torch.tensor([as_int64(seed), as_int64(offset)], device=device)
 
 
+def default_rng_state(device):
+    """The state of the generator that calls on this device read unless they are given one."""
+    return torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+
+
 _CHUNK = 1 << 15
 
 
@@ -155,6 +160,22 @@ def assert_row_errors(actual, expected, logits, grad, tau, noise, dim=-1, mask=N
     excess = (row_error(actual, expected, dim, floor) / bound).flatten()
     assert not excess.isnan().any()
     assert excess.quantile(0.999) <= slack, f"{excess.quantile(0.999):.3g} times the target"
+
+
+def assert_tau_gradient_close(
+    actual, expected, expected_logits, logits, grad, tau, noise, dim=-1, mask=None
+):
+    """dtau = -sum(log(y) dl) over classes and over the rows that share tau.
+
+    Terms of both signs meet in it, so the error is relative to the sum of their sizes.
+    """
+    size = tau.detach().cpu().double()
+    y, _ = reference(logits, size, dim=dim, mask=mask, noise=noise)
+    terms = (torch.special.xlogy(expected_logits, y)).abs() / size
+    lost = 32 * smallest(logits.dtype) * grad.cpu().double().abs() / size**2
+    bound = relative_bound(logits.dtype, condition(logits, noise, size, dim))
+    allowed = (bound * terms + lost).sum_to_size(tau.shape) + eps(logits.dtype) * expected.abs()
+    assert ((actual.cpu().double() - expected).abs() <= allowed).all()
 
 
 # ---- memory layouts -----------------------------------------------------------------------------

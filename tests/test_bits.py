@@ -39,7 +39,8 @@ def results(logits, dim, state, grad):
             inputs = (leaf, tau) if isinstance(tau, torch.Tensor) else (leaf,)
             out += [y.detach(), index, *torch.autograd.grad(y, inputs, grad)]
     out.append(gumbel_ext.gumbel_argmax(logits, dim, rng_state=state))
-    out.append(gumbel_ext.gumbel_noise(logits.shape, dtype=logits.dtype, rng_state=state))
+    options = {"dtype": logits.dtype, "device": logits.device}
+    out.append(gumbel_ext.gumbel_noise(logits.shape, **options, rng_state=state))
     return out
 
 
@@ -48,6 +49,26 @@ def assert_same(actual, expected, what):
         assert torch.equal(a, b), f"{what}: result {i} differs in {int((a != b).sum())} elements"
 
 
+def assert_same_in_another_layout(actual, expected, what):
+    """The same bits on the CPU.  A CUDA kernel is chosen by the layout, and with it the order in
+    which a row is added up: the same values to a few units, except where a near-tie falls.
+    """
+    if expected[0].device.type == "cpu":
+        assert_same(actual, expected, what)
+        return
+    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert a.dtype == b.dtype
+        if a.dtype == torch.int64:
+            assert int((a != b).sum()) <= 1, f"{what}: result {i}"
+        else:
+            # Gradients of a float32 temperature: float64 logits do not make them finer.
+            unit = max(torch.finfo(t.dtype).eps for t in (a, expected[0]))
+            few = 32 * unit * b.double().abs().max().clamp(min=1)
+            off = (a.double() - b.double()).abs() > few
+            assert int(off.sum()) <= 2, f"{what}: result {i} differs in {int(off.sum())} elements"
+
+
+@pytest.mark.cpu_only(reason="threads of the CPU")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "dim"), CASES.values(), ids=CASES)
 def test_thread_counts(shape, dim, dtype, thread_count):
@@ -88,8 +109,10 @@ def test_layouts(device, state, shape, dim, dtype):
     expected = results(logits, dim, state, grad)
     laid_grads = dict(layouts(grad))
     for name, laid in layouts(logits):
-        assert_same(results(laid, dim, state, grad), expected, f"logits {name}")
-        assert_same(results(laid, dim, state, laid_grads[name]), expected, f"both {name}")
+        mine = results(laid, dim, state, grad)
+        assert_same_in_another_layout(mine, expected, f"logits {name}")
+        mine = results(laid, dim, state, laid_grads[name])
+        assert_same_in_another_layout(mine, expected, f"both {name}")
     for name, laid in laid_grads.items():
         assert_same(results(logits, dim, state, laid), expected, f"grad {name}")
 
@@ -138,6 +161,8 @@ def test_class_dimension_may_lie_anywhere(device, state):
 
 # ---- instruction sets ---------------------------------------------------------------------------
 
+instruction_sets = pytest.mark.cpu_only(reason="instruction sets of the CPU")
+
 
 def instruction_set_results():
     source = torch.Generator().manual_seed(9)
@@ -177,16 +202,19 @@ def run_with(capability, code):
 WITH_FMA = [c for c in _C.cpu_capabilities() if c != "generic"]
 
 
+@instruction_sets
 @pytest.mark.parametrize("capability", _C.cpu_capabilities())
 def test_the_environment_chooses_the_instruction_set(capability):
     assert run_with(capability, "print(_C.cpu_capability())") == [capability]
 
 
+@instruction_sets
 @pytest.mark.parametrize("capability", WITH_FMA)
 def test_instruction_sets_with_fma_agree(capability):
     assert run_with(capability, "print(*test_bits.digests())") == digests()
 
 
+@instruction_sets
 def test_generic_is_close(tmp_path):
     path = tmp_path / "generic.pt"
     code = f"import torch\ntorch.save([*test_bits.instruction_set_results()], {str(path)!r})"

@@ -70,9 +70,9 @@ def test_the_patch_of_one_line(device, monkeypatch):
         assert y.shape == logits.shape
 
 
-def test_same_limits_as_the_original():
+def test_same_limits_as_the_original(device):
     """Both tend to softmax's behaviour: one-hot for small tau, even for large."""
-    logits = torch.randn(50, 6)
+    logits = torch.randn(50, 6).to(device)
     assert gumbel_ext.gumbel_softmax(logits, 1e-6).max(-1).values.min() > 0.999
     even = gumbel_ext.gumbel_softmax(logits, 1e6)
     torch.testing.assert_close(even, torch.full_like(even, 1 / 6), rtol=1e-4, atol=0)

@@ -86,6 +86,7 @@ def test_threads_compute_what_one_thread_computes(device, shape):
                 assert torch.equal(a, b)
 
 
+@pytest.mark.cpu_only(reason="the choice of an instruction set")
 def test_first_use_in_many_threads():
     """The instruction set is chosen once, whoever comes first: in a process of its own."""
     context = multiprocessing.get_context("spawn")
@@ -108,6 +109,7 @@ def draw_in_child(queue):
     queue.put((y.detach().numpy(), leaf.grad.numpy()))
 
 
+@pytest.mark.cpu_only(reason="CUDA cannot be used in a forked process")
 def test_fork():
     """After parallel work in the parent, a forked child draws, and draws what its state says."""
     context = multiprocessing.get_context("fork")
@@ -136,6 +138,7 @@ class Samples(torch.utils.data.Dataset):
         return gumbel_ext.gumbel_noise(20)
 
 
+@pytest.mark.cpu_only(reason="CUDA cannot be used in a forked process")
 def test_data_loader_workers():
     """PyTorch seeds each worker: no two samples are alike, and a seed repeats them all."""
 

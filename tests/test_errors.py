@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from oracle import rng_state
+from oracle import default_rng_state
 
 import gumbel_ext
 
@@ -67,7 +67,7 @@ def test_logits_that_are_no_tensor(logits):
 
 
 @pytest.mark.parametrize("layout", ["sparse", "quantized"])
-def test_logits_of_other_layouts(layout):
+def test_logits_of_other_layouts(device, layout):
     """Refused one way or another, never read as if they were strided."""
     if layout == "sparse":
         logits = torch.eye(3).to_sparse()
@@ -75,7 +75,7 @@ def test_logits_of_other_layouts(layout):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logits = torch.quantize_per_tensor(torch.ones(3, 3), 0.1, 0, torch.quint8)
-    for call in sampled(logits):
+    for call in sampled(logits.to(device)):
         with pytest.raises((*REFUSED, RuntimeError)):
             call()
 
@@ -95,8 +95,8 @@ def test_dim_out_of_range(device, shape, dim):
 
 
 @pytest.mark.parametrize("dim", [1.5, "1", None, (0, 1)], ids=repr)
-def test_dim_that_is_no_int(dim):
-    for call in sampled(torch.zeros(3, 4), dim=dim):
+def test_dim_that_is_no_int(device, dim):
+    for call in sampled(torch.zeros(3, 4, device=device), dim=dim):
         with expect(TypeError, "dim"):
             call()
 
@@ -121,6 +121,7 @@ def test_tau_out_of_range(device, tau, spelled, hard):
         softmax_op(logits, tau=tau)
 
 
+@pytest.mark.cpu_only(reason="a tau tensor on the GPU is not read: its bad rows are NaN")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize(("tau", "spelled"), BAD_TAUS.values(), ids=BAD_TAUS)
 def test_tau_tensor_out_of_range(tau, spelled, dtype):
@@ -153,23 +154,25 @@ def test_tau_that_does_not_broadcast(device, tau_shape, dim):
 
 
 @pytest.mark.parametrize("tau", ["1", None, [1.0], 1j, torch.tensor(1j)], ids=repr)
-def test_tau_that_is_no_number(tau):
+def test_tau_that_is_no_number(device, tau):
     with expect(TypeError, "tau"):
-        gumbel_ext.gumbel_softmax(torch.zeros(3, 4), tau)
+        gumbel_ext.gumbel_softmax(torch.zeros(3, 4, device=device), tau)
 
 
-def test_tau_may_be_an_int():
-    y = gumbel_ext.gumbel_softmax(torch.zeros(3, 4), 2, rng_state=rng_state())
-    assert torch.equal(y, gumbel_ext.gumbel_softmax(torch.zeros(3, 4), 2.0, rng_state=rng_state()))
+def test_tau_may_be_an_int(device, state):
+    logits = torch.zeros(3, 4, device=device)
+    y = gumbel_ext.gumbel_softmax(logits, 2, rng_state=state)
+    assert torch.equal(y, gumbel_ext.gumbel_softmax(logits, 2.0, rng_state=state))
 
 
-def test_state_is_not_drawn_for_a_refused_call():
-    before = torch.get_rng_state()
+def test_state_is_not_drawn_for_a_refused_call(device):
+    logits = torch.zeros(3, 4, device=device)
+    before = default_rng_state(device)
     with pytest.raises(ValueError, match="tau"):
-        gumbel_ext.gumbel_softmax(torch.zeros(3, 4), -1.0)
+        gumbel_ext.gumbel_softmax(logits, -1.0)
     with pytest.raises(IndexError):
-        gumbel_ext.gumbel_argmax(torch.zeros(3, 4), 5)
-    assert torch.equal(torch.get_rng_state(), before)
+        gumbel_ext.gumbel_argmax(logits, 5)
+    assert torch.equal(default_rng_state(device), before)
 
 
 # ---- mask ---------------------------------------------------------------------------------------
@@ -200,8 +203,8 @@ def test_mask_that_does_not_broadcast(device, shape):
 
 
 @pytest.mark.parametrize("mask", [True, [True] * 4, "text"], ids=repr)
-def test_mask_that_is_no_tensor(mask):
-    for call in sampled(torch.zeros(3, 4), mask=mask):
+def test_mask_that_is_no_tensor(device, mask):
+    for call in sampled(torch.zeros(3, 4, device=device), mask=mask):
         with expect(TypeError, "mask"):
             call()
 
@@ -219,11 +222,12 @@ BAD_STATES = {
 
 
 @pytest.mark.parametrize(("bad", "error"), BAD_STATES.values(), ids=BAD_STATES)
-def test_bad_rng_state(bad, error):
-    logits = torch.zeros(3, 4)
+def test_bad_rng_state(device, bad, error):
+    logits = torch.zeros(3, 4, device=device)
+    bad = bad.to(device)
     for call in (
         *sampled(logits, rng_state=bad),
-        lambda: gumbel_ext.gumbel_noise(3, rng_state=bad),
+        lambda: gumbel_ext.gumbel_noise(3, device=device, rng_state=bad),
     ):
         with expect(error, "rng_state"):
             call()
@@ -235,30 +239,30 @@ def test_bad_rng_state(bad, error):
 
 
 @pytest.mark.parametrize("bad", [[1, 2], (1, 2), 7, "text"], ids=repr)
-def test_rng_state_that_is_no_tensor(bad):
+def test_rng_state_that_is_no_tensor(device, bad):
     for call in (
-        *sampled(torch.zeros(3, 4), rng_state=bad),
-        lambda: gumbel_ext.gumbel_noise(3, rng_state=bad),
+        *sampled(torch.zeros(3, 4, device=device), rng_state=bad),
+        lambda: gumbel_ext.gumbel_noise(3, device=device, rng_state=bad),
     ):
         with expect(TypeError, "rng_state"):
             call()
 
 
 @pytest.mark.parametrize("bad", [7, "cpu", torch.zeros(2, dtype=torch.int64)], ids=repr)
-def test_generator_of_another_type(bad):
+def test_generator_of_another_type(device, bad):
     for call in (
-        *sampled(torch.zeros(3, 4), generator=bad),
-        lambda: gumbel_ext.gumbel_noise(3, generator=bad),
+        *sampled(torch.zeros(3, 4, device=device), generator=bad),
+        lambda: gumbel_ext.gumbel_noise(3, device=device, generator=bad),
     ):
         with expect(TypeError, "generator"):
             call()
 
 
-def test_generator_and_rng_state_together():
-    both = {"generator": torch.Generator(), "rng_state": rng_state()}
+def test_generator_and_rng_state_together(device, state):
+    both = {"generator": torch.Generator(device), "rng_state": state}
     for call in (
-        *sampled(torch.zeros(3, 4), **both),
-        lambda: gumbel_ext.gumbel_noise(3, **both),
+        *sampled(torch.zeros(3, 4, device=device), **both),
+        lambda: gumbel_ext.gumbel_noise(3, device=device, **both),
     ):
         with expect(ValueError, "generator", "rng_state"):
             call()
@@ -268,30 +272,29 @@ def test_generator_and_rng_state_together():
 
 
 @pytest.mark.parametrize("argument", ["mask", "rng_state", "tau"])
-def test_mixed_devices(argument):
+def test_mixed_devices(device, argument):
     other = {
         "mask": torch.ones(3, 4, dtype=torch.bool, device="meta"),
         "rng_state": torch.zeros(2, dtype=torch.int64, device="meta"),
         "tau": torch.ones(3, 1, device="meta"),
     }[argument]
+    logits = torch.zeros(3, 4, device=device)
     with expect(REFUSED, argument):
-        gumbel_ext.gumbel_softmax(torch.zeros(3, 4), **{argument: other})
+        gumbel_ext.gumbel_softmax(logits, **{argument: other})
     if argument != "tau":
         with expect(REFUSED, argument):
-            gumbel_ext.gumbel_argmax(torch.zeros(3, 4), **{argument: other})
+            gumbel_ext.gumbel_argmax(logits, **{argument: other})
 
 
 # ---- the drop-in signature ----------------------------------------------------------------------
 
 
-def test_eps_is_accepted_and_ignored():
+def test_eps_is_accepted_and_ignored(device, state):
     """As in PyTorch, which warns, too."""
-    logits = torch.zeros(3, 4)
-    expected = gumbel_ext.gumbel_softmax(logits, rng_state=rng_state())
+    logits = torch.zeros(3, 4, device=device)
+    expected = gumbel_ext.gumbel_softmax(logits, rng_state=state)
     with pytest.warns(UserWarning, match="eps"):
-        assert torch.equal(
-            gumbel_ext.gumbel_softmax(logits, eps=1e-5, rng_state=rng_state()), expected
-        )
+        assert torch.equal(gumbel_ext.gumbel_softmax(logits, eps=1e-5, rng_state=state), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gumbel_ext.gumbel_softmax(logits, eps=1e-10)
@@ -307,10 +310,9 @@ def test_new_options_are_keyword_only():
 # ---- the backward ops, called by hand -----------------------------------------------------------
 
 
-def test_backward_ops_check_what_they_are_given():
-    """An index out of range must not read outside the row."""
-    y = torch.softmax(torch.randn(3, 4), -1)
-    grad = torch.randn(3, 4)
+def test_backward_ops_check_what_they_are_given(device):
+    y = torch.softmax(torch.randn(3, 4), -1).to(device)
+    grad = torch.randn(3, 4).to(device)
     backward = torch.ops.gumbel_ext.gumbel_softmax_backward
     index = y.argmax(-1)
     backward(grad, y, index, 0.5, None, -1, True)
@@ -323,6 +325,13 @@ def test_backward_ops_check_what_they_are_given():
     ):
         with pytest.raises((*REFUSED, RuntimeError)):
             backward(*bad)
+
+
+@pytest.mark.cpu_only(reason="an index on the GPU is not read before its kernel runs")
+def test_backward_ops_do_not_read_outside_the_row():
+    y = torch.softmax(torch.randn(3, 4), -1)
+    grad = torch.randn(3, 4)
+    backward = torch.ops.gumbel_ext.gumbel_softmax_backward
     for value in (4, 1 << 40, -5):
         outside = torch.full((3,), value)
         try:
@@ -332,18 +341,18 @@ def test_backward_ops_check_what_they_are_given():
         assert result.shape == y.shape
 
 
-def test_hard_backward_checks_what_it_is_given():
-    logits, grad = torch.randn(2, 3, 4)
+def test_hard_backward_checks_what_it_is_given(device, state):
+    logits, grad = torch.randn(2, 3, 4).to(device)
     backward = torch.ops.gumbel_ext.gumbel_softmax_hard_backward
     index = logits.argmax(-1)
-    backward(grad, logits, index, 0.5, None, -1, None, rng_state(), True)
+    backward(grad, logits, index, 0.5, None, -1, None, state, True)
     for bad in (
-        (grad[:2], logits, index, 0.5, None, -1, None, rng_state(), False),
-        (grad, logits, index[:2], 0.5, None, -1, None, rng_state(), False),
-        (grad, logits, index, 0.5, None, 5, None, rng_state(), False),
-        (grad, logits, index, 0.5, None, -1, torch.ones(3), rng_state(), False),
-        (grad, logits, index, 0.5, None, -1, None, rng_state()[:1], False),
-        (grad, logits, index, 0.5, torch.ones(4), -1, None, rng_state(), False),
+        (grad[:2], logits, index, 0.5, None, -1, None, state, False),
+        (grad, logits, index[:2], 0.5, None, -1, None, state, False),
+        (grad, logits, index, 0.5, None, 5, None, state, False),
+        (grad, logits, index, 0.5, None, -1, torch.ones(3, device=device), state, False),
+        (grad, logits, index, 0.5, None, -1, None, state[:1], False),
+        (grad, logits, index, 0.5, torch.ones(4, device=device), -1, None, state, False),
     ):
         with pytest.raises((*REFUSED, RuntimeError)):
             backward(*bad)

@@ -37,6 +37,7 @@ def test_index_of_many_rows(device, state):
         assert index[i] == expected, i
 
 
+@pytest.mark.cpu_only(reason="a row on CUDA has at most 2^31 - 17 classes")
 def test_index_within_a_long_row(device, state):
     """Only the last classes of one row may be chosen: index and positions need 32 bits."""
     classes, allowed = BEYOND + (1 << 15), 1 << 15

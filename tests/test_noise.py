@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from oracle import DTYPES, accumulation_eps, eps, noise, rng_state
+from oracle import DTYPES, accumulation_eps, default_rng_state, eps, noise, rng_state
 
 import gumbel_ext
 from gumbel_ext import _C, _reference
@@ -39,8 +39,10 @@ def test_equals_reference(device, state, size, dtype):
     assert actual.device.type == device
     assert actual.is_contiguous()
     expected = noise(size)
-    # Half a unit of the output's rounding, and a few of the arithmetic's.
-    allowed = 0.5 * eps(dtype) * expected.abs() + 4 * accumulation_eps(
+    # Half a unit of the output's rounding, and a few of the arithmetic's; the GPU's logarithm is
+    # half as exact.
+    few = 4 if device == "cpu" else 8
+    allowed = 0.5 * eps(dtype) * expected.abs() + few * accumulation_eps(
         dtype
     ) * expected.abs().clamp(min=1)
     assert ((actual.cpu().double() - expected).abs() <= allowed).all()
@@ -76,11 +78,11 @@ def test_size_may_be_a_number(device, state):
     )
 
 
-def test_dtype_defaults_to_the_default_dtype():
-    assert gumbel_ext.gumbel_noise(3).dtype == torch.float32
+def test_dtype_defaults_to_the_default_dtype(device):
+    assert gumbel_ext.gumbel_noise(3, device=device).dtype == torch.float32
     torch.set_default_dtype(torch.float64)
     try:
-        assert gumbel_ext.gumbel_noise(3).dtype == torch.float64
+        assert gumbel_ext.gumbel_noise(3, device=device).dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -120,6 +122,7 @@ WORD_KINDS = (
 )
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("complement", [False, True], ids=("near_0", "near_1"))
 @pytest.mark.parametrize("kind", WORD_KINDS)
@@ -150,6 +153,7 @@ def exact_gumbel(hi, lo):
         return -mpmath.log(-mpmath.log1p(-v))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("source", ["compiled", "reference"])
 def test_float64_against_sixty_digits(source):
     cases = []
@@ -168,6 +172,7 @@ def test_float64_against_sixty_digits(source):
         assert abs(value - exact) <= 3 * eps(torch.float64) * max(1, abs(exact)), case
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_end_points(dtype):
     """The smallest and the largest v there are: noise reaches -3.8 and 45, and no infinity."""
@@ -177,6 +182,7 @@ def test_end_points(dtype):
     assert largest_v == pytest.approx(-math.log(65 * math.log(2)), rel=2 * eps(dtype))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_monotone_across_the_tail_edges(dtype):
     """Where float32 begins to read the second word nothing jumps."""
@@ -241,6 +247,7 @@ def test_every_call_advances_alike(device):
         assert torch.equal(generator.get_state(), expected), name
 
 
+@pytest.mark.cpu_only(reason="the CPU generator")
 def test_one_draw_of_the_cpu_generator():
     """One ``random64()``: what ``random_`` over the whole of int64 draws, too."""
     drawn, used = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
@@ -276,13 +283,13 @@ def test_empty_calls_do_not_advance(device, hard):
 
 
 def test_stateless_form_reads_no_generator(device, state):
-    default = torch.get_rng_state()
+    before = default_rng_state(device)
     logits = torch.zeros(3, 4, device=device)
     for _ in range(2):
         gumbel_ext.gumbel_softmax(logits, rng_state=state)
         gumbel_ext.gumbel_argmax(logits, rng_state=state)
         gumbel_ext.gumbel_noise(3, device=device, rng_state=state)
-    assert torch.equal(torch.get_rng_state(), default)
+    assert torch.equal(default_rng_state(device), before)
     assert torch.equal(state.cpu(), rng_state())
 
 
@@ -349,12 +356,12 @@ def test_other_draws_interleave(device):
         (None, TypeError, "size|None"),
     ],
 )
-def test_bad_sizes(size, error, message):
+def test_bad_sizes(device, size, error, message):
     with pytest.raises(error, match=message):
-        gumbel_ext.gumbel_noise(size)
+        gumbel_ext.gumbel_noise(size, device=device)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_bad_dtypes(dtype):
+def test_bad_dtypes(device, dtype):
     with pytest.raises(TypeError, match=r"dtype|floating"):
-        gumbel_ext.gumbel_noise((3,), dtype=dtype)
+        gumbel_ext.gumbel_noise((3,), dtype=dtype, device=device)

@@ -46,9 +46,9 @@ class Problem:
     seed: int
     offset: int
 
-    def tensors(self):
+    def tensors(self, device):
         source = torch.Generator().manual_seed(self.data_seed)
-        logits = (torch.randn(self.shape, generator=source) * self.scale).to(self.dtype)
+        logits = (torch.randn(self.shape, generator=source) * self.scale).to(device, self.dtype)
         if any(self.expanded):
             slices = [slice(0, 1) if e else slice(None) for e in self.expanded]
             logits = logits[tuple(slices)].expand(self.shape)
@@ -56,12 +56,12 @@ class Problem:
             logits = LAYOUTS[self.layout](logits)
         tau = self.tau
         if self.tau_shape is not None:
-            tau = tau * (0.5 + torch.rand(self.tau_shape, generator=source))
+            tau = tau * (0.5 + torch.rand(self.tau_shape, generator=source)).to(device)
         mask = None
         if self.mask_shape is not None:
-            mask = torch.rand(self.mask_shape, generator=source) < self.allowed
-        grad = torch.randn(self.shape, generator=source).to(self.dtype)
-        return logits, tau, mask, grad, rng_state(self.seed, self.offset)
+            mask = (torch.rand(self.mask_shape, generator=source) < self.allowed).to(device)
+        grad = torch.randn(self.shape, generator=source).to(device, self.dtype)
+        return logits, tau, mask, grad, rng_state(self.seed, self.offset, device)
 
 
 @st.composite
@@ -98,10 +98,10 @@ def problems(draw):
 
 @settings(max_examples=400)
 @given(problem=problems(), hard=st.booleans())
-def test_values_and_gradients(problem, hard):
-    logits, tau, mask, grad, state = problem.tensors()
+def test_values_and_gradients(device, problem, hard):
+    logits, tau, mask, grad, state = problem.tensors(device)
     dim = problem.dim
-    noise = _reference.gumbel_noise(logits.shape, state)
+    noise = _reference.gumbel_noise(logits.shape, state.cpu())
     k = condition(logits, noise, tau, dim)
     dtype = logits.dtype
 
@@ -112,18 +112,20 @@ def test_values_and_gradients(problem, hard):
     assert y.stride() == torch.empty_like(logits).stride()
 
     # The index, but for near-ties; where they differ the reference's row is not compared.
-    expected_leaf = logits.detach().double().requires_grad_()
+    expected_leaf = logits.detach().cpu().double().requires_grad_()
+    expected_tau = tau.cpu() if isinstance(tau, torch.Tensor) else tau
+    expected_mask = None if mask is None else mask.cpu()
     expected, expected_index = _reference.gumbel_softmax(
-        expected_leaf, tau, hard, dim, mask=mask, noise=noise
+        expected_leaf, expected_tau, hard, dim, mask=expected_mask, noise=noise
     )
-    same = index == expected_index
+    same = index.cpu() == expected_index
     assert (~same).sum() <= 1 + same.numel() // 500
     rows = same.unsqueeze(dim)
     assert torch.equal(index, gumbel_ext.gumbel_argmax(logits, dim, mask=mask, rng_state=state))
 
     soft, _ = reference(logits, tau, dim=dim, mask=mask, noise=noise)
     if hard:
-        assert torch.equal(torch.where(rows, y.double(), 0), torch.where(rows, expected, 0))
+        assert torch.equal(torch.where(rows, y.cpu().double(), 0), torch.where(rows, expected, 0))
     else:
         assert_soft_close(y, soft, k)
         if mask is None:
@@ -132,7 +134,7 @@ def test_values_and_gradients(problem, hard):
         assert (y[~mask.expand(y.shape)] == 0).all()
 
     (actual,) = torch.autograd.grad(y, leaf, grad)
-    (wanted,) = torch.autograd.grad(expected, expected_leaf, grad.double())
+    (wanted,) = torch.autograd.grad(expected, expected_leaf, grad.cpu().double())
     floor = gradient_floor(dtype, logits, grad, tau, noise, dim, mask)
     error = row_error(actual, wanted, dim, floor) / relative_bound(dtype, k)
     # The target is a percentile: rows whose terms cancel may lose a few digits more.
@@ -147,13 +149,13 @@ def test_values_and_gradients(problem, hard):
     seed=word,
     offset=word,
 )
-def test_noise(shape, dtype, seed, offset):
+def test_noise(device, shape, dtype, seed, offset):
     state = rng_state(seed, offset)
-    actual = gumbel_ext.gumbel_noise(shape, dtype=dtype, rng_state=state)
+    actual = gumbel_ext.gumbel_noise(shape, dtype=dtype, device=device, rng_state=state)
     expected = _reference.gumbel_noise(shape, state)
     bound = relative_bound(dtype, 1.0) * expected.abs().clamp(min=1)
     assert actual.shape == tuple(shape)
-    assert ((actual.double() - expected).abs() <= bound).all()
+    assert ((actual.cpu().double() - expected).abs() <= bound).all()
 
 
 @settings(max_examples=200)
@@ -170,9 +172,9 @@ def test_noise(shape, dtype, seed, offset):
     hard=st.booleans(),
     dtype=st.sampled_from(DTYPES),
 )
-def test_any_float_at_all(value, tau, hard, dtype):
+def test_any_float_at_all(device, value, tau, hard, dtype):
     """No logits and no temperature lead out of range; finite logits never give NaN."""
-    logits = torch.tensor(value).to(dtype)
+    logits = torch.tensor(value).to(device, dtype)
     y, index = gumbel_ext.gumbel_softmax(logits, tau, hard, return_index=True)
     assert 0 <= index < len(value)
     assert y.isnan().all() or not y.isnan().any()

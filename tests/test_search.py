@@ -1,12 +1,13 @@
 """Index-only sampling skips the classes that cannot win: it must never skip the one that does.
 
-The float32 noisy logits are logits + gumbel_noise to the bit, so their argmax is the exact answer,
-and equality is asserted without any tolerance.
+On the CPU the float32 noisy logits are logits + gumbel_noise to the bit, so their argmax is the
+exact answer, and equality is asserted without any tolerance.  CUDA kernels round the sum once,
+gumbel_noise and the addition here twice: there a class within that rounding of the best may win.
 """
 
 import pytest
 import torch
-from oracle import SIXTEEN_BIT
+from oracle import SIXTEEN_BIT, eps
 
 import gumbel_ext
 
@@ -15,9 +16,12 @@ CLASSES = (150, 191, 192, 193, 256, 1000, 1023, 1024, 1025, 2047, 2048, 2049, 50
 ELEMENTS = 1 << 19
 
 
-def exact_index(
-    logits: torch.Tensor, state: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def assert_exact(
+    index: torch.Tensor,
+    logits: torch.Tensor,
+    state: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> None:
     noise = gumbel_ext.gumbel_noise(
         logits.shape, dtype=torch.float32, device=logits.device, rng_state=state
     )
@@ -26,7 +30,14 @@ def exact_index(
         noisy = noisy.masked_fill(~mask, -torch.inf)
     # torch.argmax may return any of several equal entries: take the first.
     best = noisy.amax(-1, keepdim=True)
-    return (noisy == best).int().argmax(-1)
+    exact = (noisy == best).int().argmax(-1)
+    if logits.device.type == "cpu":
+        assert torch.equal(index, exact)
+        return
+    lost = (best - noisy.gather(-1, index.unsqueeze(-1))).squeeze(-1)
+    size = (logits.float().abs().amax(-1) + noise.abs().amax(-1)).clamp(min=1)
+    assert (lost <= 4 * eps(torch.float32) * size).all()
+    assert int((index != exact).sum()) <= 1 + index.numel() // 1000
 
 
 @pytest.mark.parametrize("classes", CLASSES)
@@ -37,7 +48,7 @@ def test_index_is_the_argmax_of_the_noisy_logits(device, classes, spread):
     logits = spread * torch.randn(rows, classes, generator=generator).to(device)
     state = torch.tensor([classes, 77], device=device)
     index = gumbel_ext.gumbel_argmax(logits, rng_state=state)
-    assert torch.equal(index, exact_index(logits, state))
+    assert_exact(index, logits, state)
     hard = gumbel_ext.gumbel_softmax(logits, hard=True, rng_state=state)
     assert torch.equal(hard.argmax(-1), index)
     assert torch.equal(hard.sum(-1), torch.ones(rows, device=device))
@@ -49,9 +60,7 @@ def test_sixteen_bit_logits(device, classes, dtype):
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(ELEMENTS // classes, classes, generator=generator).to(device, dtype)
     state = torch.tensor([5, 0], device=device)
-    assert torch.equal(
-        gumbel_ext.gumbel_argmax(logits, rng_state=state), exact_index(logits, state)
-    )
+    assert_exact(gumbel_ext.gumbel_argmax(logits, rng_state=state), logits, state)
 
 
 @pytest.mark.parametrize("classes", [192, 333, 1025, 5000])
@@ -64,10 +73,9 @@ def test_masked_rows(device, classes):
     logits = torch.randn(rows, classes, generator=generator).to(device)
     logits = torch.where(mask, logits, logits + 30)
     state = torch.tensor([9, 3], device=device)
-    assert torch.equal(
-        gumbel_ext.gumbel_argmax(logits, mask=mask, rng_state=state),
-        exact_index(logits, state, mask),
-    )
+    index = gumbel_ext.gumbel_argmax(logits, mask=mask, rng_state=state)
+    assert mask.gather(-1, index.unsqueeze(-1)).all()
+    assert_exact(index, logits, state, mask)
 
 
 def test_rows_whose_words_start_anywhere(device):
@@ -78,7 +86,7 @@ def test_rows_whose_words_start_anywhere(device):
     for start in range(5):
         logits = storage[:, start : start + 1001]
         index = gumbel_ext.gumbel_argmax(logits, rng_state=state)
-        assert torch.equal(index, exact_index(logits, state))
+        assert_exact(index, logits, state)
 
 
 @pytest.mark.parametrize("position", [0, 5, 191, 192, 700, 1023, 1024, 2999])

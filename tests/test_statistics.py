@@ -113,6 +113,7 @@ def test_sixteen_bit_classes_are_equal(device, dtype):
     assert chi_square(index.cpu(), torch.full((8,), 1 / 8)) > ALPHA
 
 
+@pytest.mark.cpu_only(reason="CUDA would make 50,000 rows of 262,144 dense; test_cuda.py races too")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_tail_race(device, dtype):
     """A head 20.5 above 262,143 tails loses 32.8 times in 100,000 draws.
@@ -203,7 +204,8 @@ def test_neighbours_are_independent(device, lag):
 
 def test_calls_are_independent(device):
     """Consecutive draws of one generator, consecutive seeds and offsets two apart."""
-    generator = torch.Generator(device).manual_seed(0)
+    # On CUDA a generator's seed is the key itself: 0 would draw the noise of by_state(0, ...).
+    generator = torch.Generator(device).manual_seed(0 if device == "cpu" else 17)
 
     def by_generator():
         return gumbel_ext.gumbel_noise(

@@ -266,6 +266,7 @@ class Scheduler {
     block_y_ = y;
     shared_.assign(static_cast<std::size_t>(cluster_), {});
     epochs_.assign(static_cast<std::size_t>(cluster_), 0);
+    arrived_.assign(static_cast<std::size_t>(cluster_) + 1, 0);
     cluster_epoch_ = 0;
     ready_.clear();
     done_ = 0;
@@ -282,7 +283,16 @@ class Scheduler {
         break;
       }
       enter(take());
-      if (current_->state == State::kDone) ++done_;
+      if (current_->state == State::kDone) {
+        ++done_;
+      } else if (options().order == Order::kGreedy && completes(*current_)) {
+        const Fiber& f = *current_;
+        if (f.state == State::kInWarpOperation) {
+          release_warp(f.id - f.id % threads_ % 32);
+        } else {
+          release();
+        }
+      }
     }
     current_ = nullptr;
     for (const std::vector<SharedArray>& arrays : shared_) {
@@ -323,8 +333,31 @@ class Scheduler {
     Fiber& f = *ready_.back();
     ready_.pop_back();
     if (ready_.empty()) in_round_ = false;
-    if (options().order == Order::kGreedy) release();
     return f;
+  }
+
+  // Whether a thread that has begun to wait was the last that others waited for.
+  bool completes(const Fiber& f) {
+    if (f.state == State::kInWarpOperation) {
+      const int first = f.id - f.id % threads_ % 32;
+      for (int k = 0; k < 32; ++k) {
+        if ((f.mask >> k & 1) && k < threads_ - first % threads_ &&
+            at(first + k).state != State::kInWarpOperation) {
+          return false;
+        }
+      }
+      return true;
+    }
+    const bool of_block = f.state == State::kAtBlockBarrier;
+    const int first = of_block ? f.id - f.id % threads_ : 0;
+    const int count = of_block ? threads_ : threads_ * cluster_;
+    int& arrived = arrived_[static_cast<std::size_t>(of_block ? f.id / threads_ : cluster_)];
+    if (++arrived < count) return false;
+    arrived = 0;
+    for (int i = first; i < first + count; ++i) {
+      if (at(i).state != f.state) return false;
+    }
+    return true;
   }
 
   // Lets go on whoever need not wait any longer; returns whether anybody.
@@ -548,6 +581,7 @@ class Scheduler {
   Fiber* current_ = nullptr;
   std::vector<std::vector<SharedArray>> shared_;
   std::vector<std::uint32_t> epochs_;
+  std::vector<int> arrived_;  // at each block's barrier and, last, the cluster's
   std::uint32_t cluster_epoch_ = 0;
   std::string error_;
   std::mt19937 random_;
