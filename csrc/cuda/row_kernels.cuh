@@ -139,9 +139,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void gradient_of_held(
   }
   dot = team.reduce(dot, Sum());
   if (p.grad_tau != nullptr) {
-    // -(1 / tau) sum log(y) (tau dl), with 0 log 0 = 0. Where y is subnormal its log is taken as
-    // that of the smallest normal number: at that size the term is nothing anyway.
-    const Scalar smallest = smallest_normal<Scalar>;
+    // -(1 / tau) sum log(y) (tau dl). The logarithm of 0 is a finite number here, which makes 0 log
+    // 0 = 0; so is that of a subnormal y, whose term is nothing at any rate.
     Scalar log_dot = 0;
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
@@ -150,9 +149,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void gradient_of_held(
 #pragma unroll
       for (int v = 0; v < kGroup; ++v) {
         const Scalar probability = y.value[k][v];
-        const Scalar log_y = natural_log(probability < smallest ? smallest : probability);
-        const Scalar term = multiply(log_y, multiply(probability, add(add(h[v], -shift), -dot)));
-        log_dot = add(log_dot, probability == 0 ? Scalar(0) : term);
+        const Scalar weight = multiply(probability, add(add(h[v], -shift), -dot));
+        log_dot = multiply_add(natural_log(probability), weight, log_dot);
       }
     }
     log_dot = team.reduce(log_dot, Sum());
@@ -267,9 +265,7 @@ pick_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     if (p.index != nullptr && team.rank() == 0 && row.classes > 0) p.index[row.row] = index;
     if (p.y == nullptr) continue;
     if (kind == RowKind::kOrdinary) {
-      if (own.index == index && row.classes > 0) {
-        narrow(Scalar(1), element_of<T>(p.y, row, index));
-      }
+      if (own.index == index) narrow(Scalar(1), element_of<T>(p.y, row, index));
     } else if (kind == RowKind::kNaN) {
       for (int g = team.rank(); g < row.groups; g += team.threads()) {
         Scalar nans[kGroup];

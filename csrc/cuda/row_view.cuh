@@ -221,11 +221,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_noisy_groups(const Team& team,
     RawGroup<T> logits[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
-      const int group = g + k * team.threads();
-      if (group < last) {
-        logits[k].load(p.logits, row, GroupSpan::of<T>(row, group),
-                       narrowed<T>(-infinity<Scalar>()));
-      }
+      logits[k].load(p.logits, row, GroupSpan::of<T>(row, g + k * team.threads()),
+                     narrowed<T>(-infinity<Scalar>()));
     }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
@@ -239,11 +236,10 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_noisy_groups(const Team& team,
   }
 }
 
-// z of one class, with the very bits that noisy_group() gives it.
+// z of one class that the mask allows, with the very bits that noisy_group() gives it.
 template <class T, class Scalar>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar noisy_logit(const Params& p, const RowView& row,
                                                             int c, NoiseSource& noise) {
-  if (!is_allowed(p, row, c)) return -infinity<Scalar>();
   Scalar z = widen(*element_of<T>(p.logits, row, c));
   noise.add_one(row.position + static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.inner),
                 z);

@@ -193,10 +193,8 @@ struct Dots {
 
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take(Scalar y, Scalar h, bool with_log) {
     dot = multiply_add(h, y, dot);
-    if (!with_log || y == 0) return;
-    // At the size of a subnormal y the term is nothing anyway.
-    const Scalar smallest = smallest_normal<Scalar>;
-    const Scalar term = multiply(natural_log(y < smallest ? smallest : y), y);
+    if (!with_log) return;
+    const Scalar term = multiply(natural_log(y), y);
     log_h = multiply_add(term, h, log_h);
     log = add(log, term);
   }
@@ -225,12 +223,9 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_y_and_grad(const BlockTeam<kSt
     RawGroup<T> y[kBatch], grad[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
-      const int group = g + k * team.threads();
-      if (group < chunk.last_group) {
-        const GroupSpan span = GroupSpan::of<T>(row, group);
-        y[k].load(p.y, row, span, narrowed<T>(0));
-        grad[k].load(p.grad, row, span, narrowed<T>(0));
-      }
+      const GroupSpan span = GroupSpan::of<T>(row, g + k * team.threads());
+      y[k].load(p.y, row, span, narrowed<T>(0));
+      grad[k].load(p.grad, row, span, narrowed<T>(0));
     }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {

@@ -1,61 +1,72 @@
-#!/ usr / bin / env bash
-#Runs the CUDA kernels on the CPU : in four scheduling orders, with the race detector, and under
-#ASan + UBSan.Then plants bugs in them, one at a time, each of which must be caught.
+#!/usr/bin/env bash
+# Runs the CUDA kernels on the CPU: in four scheduling orders, with the race detector, and under
+# ASan + UBSan. planted_bugs.py shows that bugs in the kernels do not get past it, test_emulation.cpp
+# that the emulation itself sees what it should.
 #
-#bash tests / cuda / run_emulation.sh[build folder]
+#   bash tests/cuda/run_emulation.sh [build folder]
 #
-#Needs g++, no CUDA.
-set - euo pipefail cd "$(dirname " $ { BASH_SOURCE[0] }
-")/../.."
+# Needs g++, no CUDA.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-    out = ${1 : -build / cuda - emulation} mkdir - p "$out" cxx =
-${CXX : -g++} flags = "-std=c++20 -g -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas" flags +=
-    " -DGUMBEL_EXT_EMULATE_CUDA -Itests/cuda -Icsrc/cuda"
-#fma() as one instruction, not a function : ten times faster.
-    if["$(uname -m)" = x86_64] &&
-    grep - qw fma / proc / cpuinfo;
-then fma = -mfma;
-else fma = ;
-fi
-#build NAME \
-    "flags" \
-    "flags of the kernels alone"
+out=${1:-build/cuda-emulation}
+mkdir -p "$out"
+cxx=${CXX:-g++}
+jobs=${MAX_JOBS:-2}
+flags="-std=c++20 -g -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas"
+flags+=" -DGUMBEL_EXT_EMULATE_CUDA -Itests/cuda -Icsrc/cuda"
+# fma() as one instruction, not a function: ten times faster.
+if [ "$(uname -m)" = x86_64 ] && grep -qw fma /proc/cpuinfo; then flags+=" -mfma"; fi
+types="float double BFloat16 Half"
+
+# in_parallel: each line of its input is a command; any that fails fails the script.
+in_parallel() { xargs -P "$jobs" -d '\n' -I{} bash -c '{}'; }
+
+# The other files' objects, without sanitizers: they are tested elsewhere.
+sources="csrc/cuda/plan.cpp csrc/cpu/plan.cpp csrc/cpu/kernels_baseline.cpp"
+if [ "$(uname -m)" = x86_64 ]; then sources+=" csrc/cpu/kernels_avx2.cpp"; fi
+for source in $sources; do
+  echo "$cxx -std=c++20 -O2 -ffp-contract=off -c $source -o $out/$(echo "${source%.cpp}" | tr / -).o"
+done | in_parallel
+rm -f "$out/shared.a"
+ar rcs "$out/shared.a" "$out"/csrc-*.o
+
+# build NAME "flags" "flags of the kernels alone": $out/NAME-TYPE for every type.
 build() {
-  local name = $1 all = $2 kernels = $3
-#shellcheck disable = SC2086
-      {$cxx $flags $all - c tests / cuda / emulation.cpp -
-       o "$out/$name-emulation.o" $cxx $flags $all $fma $kernels -
-       c tests / cuda / test_cuda_kernels.cpp -
-       o "$out/$name-kernels.o" $cxx $all
-         "$out/$name-emulation.o"
-         "$out/$name-kernels.o"
-         "$out/shared.a" -
-       o "$out/$name"}
+  local name=$1 all=$2 kernels=$3 type
+  $cxx $flags $all -c tests/cuda/emulation.cpp -o "$out/$name-emulation.o"
+  for type in $types; do
+    echo "$cxx $flags $all $kernels -DGUMBEL_EXT_TYPE=$type -c tests/cuda/test_cuda_kernels.cpp" \
+      "-o $out/$name-$type.o && $cxx $all $out/$name-emulation.o $out/$name-$type.o" \
+      "$out/shared.a -o $out/$name-$type"
+  done | in_parallel
+}
+# run NAME "environment"
+run() {
+  local name=$1 environment=$2 type
+  for type in $types; do
+    echo "env $environment $out/$name-$type > $out/$name-$type.log" \
+      "|| { cat $out/$name-$type.log; exit 255; }"
+  done | in_parallel
+  for type in $types; do echo "  $type: $(tail -n 1 "$out/$name-$type.log")"; done
 }
 
-objects=()
-for source in csrc/cuda/plan.cpp csrc/cpu/plan.cpp csrc/cpu/kernels_baseline.cpp \
-    $([ "$(uname -m)" = x86_64 ] && echo csrc/cpu/kernels_avx2.cpp);
-do
-  object=$out/$(echo "${source%.cpp}" | tr / -).o
-#shellcheck disable = SC2086
-  $cxx $flags -O2 -c "$source" -o "$object"
-  objects+=("$object")
+echo "== the emulation's own tests"
+$cxx $flags -O1 -fsanitize=thread -c tests/cuda/test_emulation.cpp -o "$out/test_emulation.o"
+$cxx $flags -O2 -c tests/cuda/emulation.cpp -o "$out/emulation.o"
+$cxx "$out/emulation.o" "$out/test_emulation.o" -o "$out/test_emulation"
+"$out/test_emulation" | tail -n 1
+
+build plain "-O1" ""
+for order in in_order reverse random greedy; do
+  echo "== threads run $order"
+  run plain "GUMBEL_EXT_ORDER=$order"
 done
-rm -f "$out/shared.a"
-ar rcs "$out/shared.a" "${objects[@]}"
 
-echo "== plain"
-build plain "-O2" ""
-for order in in_order reverse random greedy;
-do
-echo "$order: $(GUMBEL_EXT_ORDER=$order " $out / plain " | tail -n 1)" done
+echo "== races"
+build race "-O1" "-fsanitize=thread"
+run race "GUMBEL_EXT_QUICK=1"
 
-    echo "== races" build race "-O1"
-                                                       "-fsanitize=thread" GUMBEL_EXT_QUICK =
-    1 "$out/race" | tail - n 1
-
-                        echo "== ASan + UBSan" build asan
-                             "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
-                             "" GUMBEL_EXT_QUICK = 1 ASAN_OPTIONS = detect_leaks =
-        0 "$out/asan" | tail - n 1
+echo "== ASan + UBSan"
+build asan "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ""
+run asan "GUMBEL_EXT_QUICK=1 ASAN_OPTIONS=detect_leaks=0"

@@ -4,7 +4,8 @@
 //   test_cuda_kernels [only cases whose name contains this]
 //
 // GUMBEL_EXT_ORDER = in_order | reverse | random | greedy chooses the order that threads run in,
-// GUMBEL_EXT_QUICK=1 leaves out the long rows.
+// GUMBEL_EXT_QUICK=1 leaves out the long rows, GUMBEL_EXT_FAIL_FAST=1 ends at the first failure.
+// Compiled with -DGUMBEL_EXT_TYPE=float, double, BFloat16 or Half it holds that type's cases alone.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -86,10 +87,10 @@ struct Type<Half> {
   static constexpr double epsilon = 0x1p-10, smallest = 0x1p-14;
 };
 
-double to_double(float a) { return a; }
-double to_double(double a) { return a; }
-double to_double(BFloat16 a) { return widen(a); }
-double to_double(Half a) { return widen(a); }
+[[maybe_unused]] double to_double(float a) { return a; }
+[[maybe_unused]] double to_double(double a) { return a; }
+[[maybe_unused]] double to_double(BFloat16 a) { return widen(a); }
+[[maybe_unused]] double to_double(Half a) { return widen(a); }
 template <class T>
 T from_double(double a) {
   T out;
@@ -108,7 +109,7 @@ double noise_of(std::uint64_t n) {
               .v;
 }
 
-enum class Shape { kContiguous, kChannelsLast, kPitched };
+enum class Shape { kContiguous, kChannelsLast, kPitched, kSpread };
 enum class Special { kNone, kEdges, kTies };
 
 struct Case {
@@ -162,7 +163,7 @@ class Run {
       : c_(c),
         rows_(c.outer * c.inner),
         pitch_(c.shape == Shape::kPitched ? c.classes + 3 : c.classes),
-        size_(c.outer * pitch_ * c.inner),
+        size_(c.outer * pitch_ * c.inner * (c.shape == Shape::kSpread ? 2 : 1)),
         x_(size_, c.shift),
         y_(size_, c.shift),
         grad_(size_, c.shift),
@@ -182,9 +183,10 @@ class Run {
       p.class_stride = 1;
       p.inner_stride = c.classes;
     } else {
-      p.outer_stride = pitch_ * c.inner;
-      p.class_stride = c.inner;
-      p.inner_stride = 1;
+      const std::int64_t step = c.shape == Shape::kSpread ? 2 : 1;
+      p.outer_stride = pitch_ * c.inner * step;
+      p.class_stride = c.inner * step;
+      p.inner_stride = step;
     }
     std::mt19937_64 random(static_cast<std::uint64_t>(c.classes * 31 + c.inner));
     std::normal_distribution<double> normal(0, 2);
@@ -480,6 +482,10 @@ void report(const std::string& name, const std::string& why) {
   }
   ++failed;
   std::printf("FAILED %s: %s\n", name.c_str(), why.c_str());
+  if (std::getenv("GUMBEL_EXT_FAIL_FAST") != nullptr) {
+    std::fflush(stdout);
+    std::_Exit(1);
+  }
 }
 
 template <class T>
@@ -490,6 +496,7 @@ void run_case(const Case& c) {
                 (long long)c.inner,
                 c.shape == Shape::kChannelsLast ? " channels-last"
                 : c.shape == Shape::kPitched    ? " pitched"
+                : c.shape == Shape::kSpread     ? " spread"
                                                 : "",
                 c.shift ? " misaligned" : "", c.mask ? " mask" : "",
                 c.bad_tau    ? " bad tau"
@@ -541,8 +548,94 @@ void run_shape(const Case& base) {
   }
 }
 
+// The CPU's kernels for an instruction set that has fma; null on a machine without.
+const cpu::KernelTable* cpu_kernels() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &cpu::kAvx2Kernels
+                                                                         : nullptr;
+#else
+  return &cpu::kBaselineKernels;
+#endif
+}
+
+// float64 noise comes of both words of a position and must be the CPU's to the bit: so are the
+// words. float32 noise has the hardware's logarithms, off by at most 2^-22 of a value each, or
+// of 1.
+template <class T>
+void check_noise() {
+  if (cpu_kernels() == nullptr) return;
+  // A seed with words near both ends of their range, where the second word counts.
+  constexpr std::int64_t kCount = 40'003;
+  constexpr std::uint64_t kTailSeed = 391;
+  std::uint32_t least = ~0u, most = 0;
+  for (std::int64_t n = 0; n < kCount; ++n) {
+    least = std::min(least, philox_word(kTailSeed, 0, static_cast<std::uint64_t>(n)));
+    most = std::max(most, philox_word(kTailSeed, 0, static_cast<std::uint64_t>(n)));
+  }
+  std::string why = least < 1u << 12 && most > ~(1u << 12) ? "" : "the seed reaches no tail";
+  Buffer<T> ours(kCount), theirs(kCount);
+  cuda::RandomSource random{};
+  random.seed = kTailSeed;
+  try {
+    launch_noise_of<T>(random, nullptr, kCount, ours.data(), nullptr);
+    cpu_kernels()->noise(Type<T>::cpu_value, kTailSeed, 0, 0, kCount, theirs.data());
+    for (std::int64_t i = 0; i < kCount && why.empty(); ++i) {
+      const double a = to_double(ours[i]), b = to_double(theirs[i]);
+      const double tolerance = std::is_same_v<T, double>
+                                   ? 0
+                                   : 4 * 0x1p-22 * std::max(1.0, std::fabs(b)) +
+                                         (sizeof(T) == 2 ? Type<T>::epsilon * std::fabs(b) : 0);
+      if (!(std::fabs(a - b) <= tolerance)) {
+        char text[100];
+        std::snprintf(text, sizeof text, "position %lld: %.17g, on the CPU %.17g", (long long)i, a,
+                      b);
+        why = text;
+      }
+    }
+  } catch (const std::exception& error) {
+    why = error.what();
+  }
+  report(std::string(Type<T>::name) + " noise against the CPU's", why);
+}
+
+// The three ways to ask for noise agree, also where the block number outgrows 32 bits.
+template <class Scalar>
+void check_positions() {
+  std::string why;
+  const auto kernel = [&] {
+    NoiseSource noise(RandomState{kSeed, kOffset});
+    const std::uint64_t corner = std::uint64_t{1} << 34;
+    for (const std::uint64_t start : {std::uint64_t{0}, corner, corner - 16, 3 * corner - 8}) {
+      for (std::uint64_t n = start; n < start + 24; ++n) {
+        const double want = noise_of(n);
+        Scalar one = 0, four[4] = {}, of_blocks[8] = {};
+        noise.add_one(n, one);
+        noise.add_four(n, four);
+        noise.add_blocks(n / 8 * 2, of_blocks);
+        for (const Scalar got : {one, four[0], of_blocks[n % 8]}) {
+          if (got != one || std::fabs(got - want) > 0x1p-19 * std::max(1.0, std::fabs(want))) {
+            why = "position " + std::to_string(n) + " differs";
+          }
+        }
+        noise.add_one(n + 3, one = 0);
+        if (four[3] != one) why = "the last of four from " + std::to_string(n) + " differs";
+      }
+    }
+  };
+  try {
+    emulation::launch(dim3(1), 1, 1, kernel);
+  } catch (const std::exception& error) {
+    why = error.what();
+  }
+  report("noise by position", why);
+}
+
 template <class T>
 void run_type(bool quick) {
+  if (only.empty()) {
+    check_noise<T>();
+    check_positions<typename Element<T>::Scalar>();
+  }
   // Teams of lanes and blocks, by the plan's own choice; odd widths begin rows anywhere in a group.
   for (const std::int64_t classes :
        {1,  2,  3,  4,   5,   7,   8,   9,   10,  15,  16,  17,  31,  32,
@@ -629,6 +722,8 @@ void run_type(bool quick) {
       if (classes == 9) {
         c.shape = Shape::kChannelsLast;
         run_shape<T>(c);
+        c.shape = Shape::kSpread;
+        run_shape<T>(c);
       }
     }
   }
@@ -656,50 +751,6 @@ void run_type(bool quick) {
   }
 }
 
-// The CPU's kernels for an instruction set that has fma; null on a machine without.
-const cpu::KernelTable* cpu_kernels() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &cpu::kAvx2Kernels
-                                                                         : nullptr;
-#else
-  return &cpu::kBaselineKernels;
-#endif
-}
-
-// float64 noise comes of both words of a position and must be the CPU's to the bit: so are the
-// words. float32 noise has the hardware's logarithms, off by at most 2^-22 of a value each, or
-// of 1.
-template <class T>
-void check_noise() {
-  if (cpu_kernels() == nullptr) return;
-  constexpr std::int64_t kCount = 40'003;
-  Buffer<T> ours(kCount), theirs(kCount);
-  cuda::RandomSource random{};
-  random.seed = kSeed;
-  random.offset = kOffset;
-  std::string why;
-  try {
-    launch_noise_of<T>(random, nullptr, kCount, ours.data(), nullptr);
-    cpu_kernels()->noise(Type<T>::cpu_value, kSeed, kOffset, 0, kCount, theirs.data());
-    for (std::int64_t i = 0; i < kCount && why.empty(); ++i) {
-      const double a = to_double(ours[i]), b = to_double(theirs[i]);
-      const double tolerance = std::is_same_v<T, double>
-                                   ? 0
-                                   : 4 * 0x1p-22 * std::max(1.0, std::fabs(b)) +
-                                         (sizeof(T) == 2 ? Type<T>::epsilon * std::fabs(b) : 0);
-      if (!(std::fabs(a - b) <= tolerance)) {
-        char text[100];
-        std::snprintf(text, sizeof text, "position %lld: %.17g, on the CPU %.17g", (long long)i, a,
-                      b);
-        why = text;
-      }
-    }
-  } catch (const std::exception& error) {
-    why = error.what();
-  }
-  report(std::string(Type<T>::name) + " noise against the CPU's", why);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -714,16 +765,14 @@ int main(int argc, char** argv) {
                     : o == "greedy" ? emulation::Order::kGreedy
                                     : emulation::Order::kInOrder;
   }
-  if (only.empty()) {
-    check_noise<float>();
-    check_noise<double>();
-    check_noise<BFloat16>();
-    check_noise<Half>();
-  }
+#if defined(GUMBEL_EXT_TYPE)
+  run_type<GUMBEL_EXT_TYPE>(quick);
+#else
   run_type<float>(quick);
   run_type<BFloat16>(quick);
   run_type<Half>(quick);
   run_type<double>(quick);
+#endif
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? 0 : 1;
 }
