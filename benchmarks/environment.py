@@ -92,7 +92,8 @@ def revision() -> dict[str, Any]:
     sources = ("--", ".", ":!docs", ":!benchmarks/results")
     changed = _git("status", "--porcelain", "--untracked-files=no", *sources)
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        # A copy of the tree that left .git behind can be told its commit.
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("GUMBEL_EXT_COMMIT"),
         "modified": None if changed is None else bool(changed),
     }
 

@@ -563,10 +563,8 @@ def insert_tables(page: str, results: list[Result]) -> str:
         page = replace_section(page, name, texts)
     if of_gpu:
         if markers(GPU_SECTION)[0] not in page:  # a page from before there was a GPU
-            page = (
-                page.rstrip() + "\n\n" + empty_page([GPU_SECTION]).replace("## gpu", "## On a GPU")
-            )
-            page = page.strip() + "\n"
+            added = "\n".join(["## On a GPU", "", *markers(GPU_SECTION)])
+            page = f"{page.rstrip()}\n\n{added}\n".lstrip()
         page = replace_section(page, GPU_SECTION, [gpu_section(result) for result in of_gpu])
     return page
 
@@ -786,6 +784,7 @@ def default_results() -> list[Path]:
     found = [RESULTS / f"cpu-{capability}.json" for capability in CAPABILITIES]
     unfinished = ("-quick", "-partial")
     of_gpus = [path for path in RESULTS.glob("gpu-*.json") if not path.stem.endswith(unfinished)]
+    of_gpus += RESULTS.glob("gpu-*/bench.json")  # which gpu_report.sh leaves
     return [path for path in [*found, *sorted(of_gpus)] if path.exists()]
 
 

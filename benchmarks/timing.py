@@ -264,4 +264,4 @@ def _sleep_cycles_per_second() -> float:
         torch.cuda._sleep(cycles)
         end.record()
         end.synchronize()
-    return cycles / (begin.elapsed_time(end) * 1e-3)
+    return float(cycles / (begin.elapsed_time(end) * 1e-3))

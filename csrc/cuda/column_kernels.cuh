@@ -111,11 +111,12 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_columns(const Params& p, con
   }
 }
 
-// Combines what the warps of a block found for the same columns, in the order of the warps, by the
-// operation op_of(j) for the j-th column of each lane.
+// Combines, once in a kernel, what the warps of a block found for the same columns, in the order of
+// the warps, by the operation op_of(j) for the j-th column of each lane.
 template <int kWarps, class V, class OpOf>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void merge_warps(V (&of_columns)[kColumnsPerLane],
                                                           OpOf op_of) {
+  if constexpr (kWarps == 1) return;
   GUMBEL_EXT_SHARED(V, parts, kWarps * kColumnsPerLane * 32);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
@@ -131,8 +132,6 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void merge_warps(V (&of_columns)[kColum
     }
     of_columns[j] = total;
   }
-  // parts is written again for the next columns.
-  __syncthreads();
 }
 
 // A column that is not ordinary; see settle_row().
@@ -155,11 +154,6 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowKind settle_column(const Params& p,
   return *index < 0 ? RowKind::kForbidden : RowKind::kNaN;
 }
 
-// Every block takes 32 lanes' columns at a time.
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::int64_t column_lanes(const Params& p) {
-  return p.outer * ((p.inner + kColumnsPerLane - 1) / kColumnsPerLane);
-}
-
 template <class T, int kWarps>
 GUMBEL_EXT_KERNEL(kWarps * 32)
 soft_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
@@ -168,67 +162,64 @@ soft_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   record_state(state, p.used_state);
   NoiseSource noise(state);
   const int warp = threadIdx.x / 32, classes = static_cast<int>(p.classes);
-  const std::int64_t lanes = column_lanes(p);
-  for (std::int64_t first = 32 * static_cast<std::int64_t>(blockIdx.x); first < lanes;
-       first += 32 * static_cast<std::int64_t>(gridDim.x)) {
-    const ColumnView view = ColumnView::of<T>(p, first + threadIdx.x % 32);
-    InverseTau<Scalar> tau[kColumnsPerLane];
-    RunningSum<Scalar> total[kColumnsPerLane];
+  const ColumnView view =
+      ColumnView::of<T>(p, 32 * static_cast<std::int64_t>(blockIdx.x) + threadIdx.x % 32);
+  InverseTau<Scalar> tau[kColumnsPerLane];
+  RunningSum<Scalar> total[kColumnsPerLane];
+#pragma unroll
+  for (int j = 0; j < kColumnsPerLane; ++j) {
+    tau[j] = inverse_tau<Scalar>(p, view.row + (j < view.columns ? j : 0));
+    total[j] = {Best<Scalar>::none(), Scalar(0)};
+  }
+  for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
+    Scalar z[kColumnsPerLane];
+    noisy_columns<T>(p, view, c, noise, z);
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) {
-      tau[j] = inverse_tau<Scalar>(p, view.row + (j < view.columns ? j : 0));
-      total[j] = {Best<Scalar>::none(), Scalar(0)};
-    }
-    for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
-      Scalar z[kColumnsPerLane];
-      noisy_columns<T>(p, view, c, noise, z);
-#pragma unroll
-      for (int j = 0; j < kColumnsPerLane; ++j) {
-        Best<Scalar>& best = total[j].best;
-        const Scalar scale = tau[j].exponent_scale;
-        if (!(z[j] <= best.value)) {
-          if (best.is_nan()) continue;
-          // A first number comes after a sum of 0, which stays 0.
-          total[j].sum = best.value == -infinity<Scalar>()
-                             ? Scalar(1)
-                             : add(multiply(total[j].sum,
-                                            power_of_two(multiply(add(best.value, -z[j]), scale))),
-                                   Scalar(1));
-          best = {z[j], c};
-        } else if (best.value != -infinity<Scalar>()) {
-          total[j].sum = add(total[j].sum, power_of_two(multiply(add(z[j], -best.value), scale)));
-        }
+      Best<Scalar>& best = total[j].best;
+      const Scalar scale = tau[j].exponent_scale;
+      if (!(z[j] <= best.value)) {
+        if (best.is_nan()) continue;
+        // A first number comes after a sum of 0, which stays 0.
+        total[j].sum =
+            best.value == -infinity<Scalar>()
+                ? Scalar(1)
+                : add(multiply(total[j].sum, power_of_two(multiply(add(best.value, -z[j]), scale))),
+                      Scalar(1));
+        best = {z[j], c};
+      } else if (best.value != -infinity<Scalar>()) {
+        total[j].sum = add(total[j].sum, power_of_two(multiply(add(z[j], -best.value), scale)));
       }
     }
-    // One temperature a column.
-    merge_warps<kWarps>(total, [&](int j) { return MergeSums<Scalar>{tau[j].exponent_scale}; });
+  }
+  // One temperature a column.
+  merge_warps<kWarps>(total, [&](int j) { return MergeSums<Scalar>{tau[j].exponent_scale}; });
 
-    Scalar factor[kColumnsPerLane];
-    bool special[kColumnsPerLane];
+  Scalar factor[kColumnsPerLane];
+  bool special[kColumnsPerLane];
+#pragma unroll
+  for (int j = 0; j < kColumnsPerLane; ++j) {
+    const Best<Scalar>& best = total[j].best;
+    int index = best.index;
+    factor[j] = reciprocal(total[j].sum);
+    special[j] = j < view.columns && (!(total[j].sum < infinity<Scalar>()) ||
+                                      best.value == infinity<Scalar>() || index == kNoIndex);
+    if (special[j]) {
+      const RowKind kind = settle_column<T>(p, view, j, &index);
+      factor[j] = kind == RowKind::kForbidden ? 0 : quiet_nan<Scalar>();
+    }
+    if (p.index != nullptr && warp == 0 && j < view.columns) p.index[view.row + j] = index;
+  }
+  for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
+    Scalar z[kColumnsPerLane];
+    noisy_columns<T>(p, view, c, noise, z);
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) {
-      const Best<Scalar>& best = total[j].best;
-      int index = best.index;
-      factor[j] = 1 / total[j].sum;
-      special[j] = j < view.columns && (!(total[j].sum < infinity<Scalar>()) ||
-                                        best.value == infinity<Scalar>() || index == kNoIndex);
-      if (special[j]) {
-        const RowKind kind = settle_column<T>(p, view, j, &index);
-        factor[j] = kind == RowKind::kForbidden ? 0 : quiet_nan<Scalar>();
-      }
-      if (p.index != nullptr && warp == 0 && j < view.columns) p.index[view.row + j] = index;
+      const Scalar e =
+          power_of_two(multiply(add(z[j], -total[j].best.value), tau[j].exponent_scale));
+      z[j] = special[j] ? factor[j] : multiply(e, factor[j]);
     }
-    for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
-      Scalar z[kColumnsPerLane];
-      noisy_columns<T>(p, view, c, noise, z);
-#pragma unroll
-      for (int j = 0; j < kColumnsPerLane; ++j) {
-        const Scalar e =
-            power_of_two(multiply(add(z[j], -total[j].best.value), tau[j].exponent_scale));
-        z[j] = special[j] ? factor[j] : multiply(e, factor[j]);
-      }
-      store_columns<T>(p.y, p, view, c, z);
-    }
+    store_columns<T>(p.y, p, view, c, z);
   }
 }
 
@@ -240,45 +231,42 @@ pick_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   record_state(state, p.used_state);
   NoiseSource noise(state);
   const int warp = threadIdx.x / 32, classes = static_cast<int>(p.classes);
-  const std::int64_t lanes = column_lanes(p);
-  for (std::int64_t first = 32 * static_cast<std::int64_t>(blockIdx.x); first < lanes;
-       first += 32 * static_cast<std::int64_t>(gridDim.x)) {
-    const ColumnView view = ColumnView::of<T>(p, first + threadIdx.x % 32);
-    Best<Scalar> best[kColumnsPerLane];
+  const ColumnView view =
+      ColumnView::of<T>(p, 32 * static_cast<std::int64_t>(blockIdx.x) + threadIdx.x % 32);
+  Best<Scalar> best[kColumnsPerLane];
 #pragma unroll
-    for (int j = 0; j < kColumnsPerLane; ++j) best[j] = Best<Scalar>::none();
-    for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
-      Scalar z[kColumnsPerLane];
-      noisy_columns<T>(p, view, c, noise, z);
-#pragma unroll
-      for (int j = 0; j < kColumnsPerLane; ++j) {
-        if (!(z[j] <= best[j].value) && !best[j].is_nan()) best[j] = {z[j], c};
-      }
-      if (p.y != nullptr) {
-        const Scalar zeros[kColumnsPerLane] = {};
-        store_columns<T>(p.y, p, view, c, zeros);
-      }
-    }
-    merge_warps<kWarps>(best, [](int) { return BetterOf(); });
+  for (int j = 0; j < kColumnsPerLane; ++j) best[j] = Best<Scalar>::none();
+  for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
+    Scalar z[kColumnsPerLane];
+    noisy_columns<T>(p, view, c, noise, z);
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) {
-      if (j >= view.columns) continue;
-      int index = best[j].index;
-      RowKind kind = RowKind::kOrdinary;
-      if (best[j].is_nan() || index == kNoIndex) {
-        index = kNoIndex;
-        kind = settle_column<T>(p, view, j, &index);
-      }
-      if (p.index != nullptr && warp == 0) p.index[view.row + j] = index;
-      if (p.y == nullptr) continue;
-      T* column = static_cast<T*>(p.y) + view.offset + j * p.inner_stride;
-      if (kind == RowKind::kOrdinary) {
-        // The warp that wrote the zero writes the one.
-        if (index % kWarps == warp) narrow(Scalar(1), &column[index * p.class_stride]);
-      } else if (kind == RowKind::kNaN) {
-        for (int c = warp; c < classes; c += kWarps) {
-          narrow(quiet_nan<Scalar>(), &column[c * p.class_stride]);
-        }
+      if (!(z[j] <= best[j].value) && !best[j].is_nan()) best[j] = {z[j], c};
+    }
+    if (p.y != nullptr) {
+      const Scalar zeros[kColumnsPerLane] = {};
+      store_columns<T>(p.y, p, view, c, zeros);
+    }
+  }
+  merge_warps<kWarps>(best, [](int) { return BetterOf(); });
+#pragma unroll
+  for (int j = 0; j < kColumnsPerLane; ++j) {
+    if (j >= view.columns) continue;
+    int index = best[j].index;
+    RowKind kind = RowKind::kOrdinary;
+    if (best[j].is_nan() || index == kNoIndex) {
+      index = kNoIndex;
+      kind = settle_column<T>(p, view, j, &index);
+    }
+    if (p.index != nullptr && warp == 0) p.index[view.row + j] = index;
+    if (p.y == nullptr) continue;
+    T* column = static_cast<T*>(p.y) + view.offset + j * p.inner_stride;
+    if (kind == RowKind::kOrdinary) {
+      // The warp that wrote the zero writes the one.
+      if (index % kWarps == warp) narrow(Scalar(1), &column[index * p.class_stride]);
+    } else if (kind == RowKind::kNaN) {
+      for (int c = warp; c < classes; c += kWarps) {
+        narrow(quiet_nan<Scalar>(), &column[c * p.class_stride]);
       }
     }
   }
@@ -290,54 +278,54 @@ GUMBEL_EXT_KERNEL(kWarps * 32)
 backward_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   const int warp = threadIdx.x / 32, classes = static_cast<int>(p.classes);
-  const std::int64_t lanes = column_lanes(p);
-  for (std::int64_t first = 32 * static_cast<std::int64_t>(blockIdx.x); first < lanes;
-       first += 32 * static_cast<std::int64_t>(gridDim.x)) {
-    const ColumnView view = ColumnView::of<T>(p, first + threadIdx.x % 32);
-    Scalar shift[kColumnsPerLane];
-    bool forbidden[kColumnsPerLane];
-    Dots<Scalar> total[kColumnsPerLane];
+  const ColumnView view =
+      ColumnView::of<T>(p, 32 * static_cast<std::int64_t>(blockIdx.x) + threadIdx.x % 32);
+  Scalar shift[kColumnsPerLane];
+  bool forbidden[kColumnsPerLane];
+  Dots<Scalar> total[kColumnsPerLane];
+#pragma unroll
+  for (int j = 0; j < kColumnsPerLane; ++j) {
+    total[j] = {0, 0, 0};
+    const std::int64_t index = j < view.columns ? p.index[view.row + j] : -1;
+    forbidden[j] = index < 0;
+    shift[j] = 0;
+    if (index >= classes) {
+      shift[j] = quiet_nan<Scalar>();  // see chosen_gradient()
+    } else if (index >= 0) {
+      shift[j] = widen(
+          static_cast<const T*>(p.grad)[view.offset + j * p.inner_stride + index * p.class_stride]);
+    }
+  }
+  for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
+    Scalar y[kColumnsPerLane], h[kColumnsPerLane];
+    load_columns<T>(p.y, p, view, c, y);
+    load_columns<T>(p.grad, p, view, c, h);
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) {
-      total[j] = {0, 0, 0};
-      const std::int64_t index = j < view.columns ? p.index[view.row + j] : -1;
-      forbidden[j] = index < 0;
-      shift[j] = forbidden[j]
-                     ? Scalar(0)
-                     : static_cast<Scalar>(widen(static_cast<const T*>(
-                           p.grad)[view.offset + j * p.inner_stride + index * p.class_stride]));
+      total[j].take(y[j], add(h[j], -shift[j]), p.grad_tau != nullptr);
     }
-    for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
-      Scalar y[kColumnsPerLane], h[kColumnsPerLane];
-      load_columns<T>(p.y, p, view, c, y);
-      load_columns<T>(p.grad, p, view, c, h);
+  }
+  merge_warps<kWarps>(total, [](int) { return AddDots(); });
+  Scalar inverse[kColumnsPerLane];
 #pragma unroll
-      for (int j = 0; j < kColumnsPerLane; ++j) {
-        total[j].take(y[j], add(h[j], -shift[j]), p.grad_tau != nullptr);
-      }
+  for (int j = 0; j < kColumnsPerLane; ++j) {
+    inverse[j] = inverse_tau<Scalar>(p, view.row + (j < view.columns ? j : 0)).inverse;
+    if (p.grad_tau != nullptr && warp == 0 && j < view.columns) {
+      static_cast<Scalar*>(p.grad_tau)[view.row + j] =
+          forbidden[j] ? Scalar(0) : total[j].grad_tau(inverse[j]);
     }
-    merge_warps<kWarps>(total, [](int) { return AddDots(); });
-    Scalar inverse[kColumnsPerLane];
+  }
+  for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
+    Scalar y[kColumnsPerLane], h[kColumnsPerLane];
+    load_columns<T>(p.y, p, view, c, y);
+    load_columns<T>(p.grad, p, view, c, h);
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) {
-      inverse[j] = inverse_tau<Scalar>(p, view.row + (j < view.columns ? j : 0)).inverse;
-      if (p.grad_tau != nullptr && warp == 0 && j < view.columns) {
-        static_cast<Scalar*>(p.grad_tau)[view.row + j] =
-            forbidden[j] ? Scalar(0) : total[j].grad_tau(inverse[j]);
-      }
+      y[j] = forbidden[j]
+                 ? Scalar(0)
+                 : multiply(multiply(y[j], add(add(h[j], -shift[j]), -total[j].dot)), inverse[j]);
     }
-    for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
-      Scalar y[kColumnsPerLane], h[kColumnsPerLane];
-      load_columns<T>(p.y, p, view, c, y);
-      load_columns<T>(p.grad, p, view, c, h);
-#pragma unroll
-      for (int j = 0; j < kColumnsPerLane; ++j) {
-        y[j] = forbidden[j]
-                   ? Scalar(0)
-                   : multiply(multiply(y[j], add(add(h[j], -shift[j]), -total[j].dot)), inverse[j]);
-      }
-      store_columns<T>(p.grad_logits, p, view, c, y);
-    }
+    store_columns<T>(p.grad_logits, p, view, c, y);
   }
 }
 

@@ -64,6 +64,12 @@ GUMBEL_EXT_INLINE float power_of_two(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// 1 / x to 2^-23 of the value.
+GUMBEL_EXT_INLINE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // log2 x for normal x > 0: to 2^-22 of the value, absolutely for x in (1/2, 2).
 GUMBEL_EXT_INLINE float log2_approximate(float x) {
   float y;
@@ -143,6 +149,9 @@ GUMBEL_EXT_INLINE float power_of_two(float x) {
   const float y = static_cast<float>(x == 0 ? 1 : exact * (1 + documented_error(x)));
   return y < 0x1p-126f ? 0.0f : y;
 }
+GUMBEL_EXT_INLINE float reciprocal(float x) {
+  return static_cast<float>((1 + documented_error(x) / 2) / x);
+}
 GUMBEL_EXT_INLINE float log2_approximate(float x) {
   const double exact = __builtin_log2(static_cast<double>(x));
   const double scale = x > 0.5f && x < 2.0f ? 1 : exact;
@@ -159,6 +168,7 @@ GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const T*) {
   return low.bits | static_cast<std::uint32_t>(high.bits) << 16;
 }
 #endif
+GUMBEL_EXT_INLINE double reciprocal(double x) { return 1 / x; }
 GUMBEL_EXT_INLINE double larger_or_nan(double a, double b) { return a != a || a > b ? a : b; }
 GUMBEL_EXT_INLINE float widen(BFloat16 a) {
   return real_of(static_cast<std::uint32_t>(a.bits) << 16);

@@ -305,11 +305,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cuda(
   const auto integers = logits.options().dtype(at::kLong);
   at::Tensor index = return_index ? at::empty_symint(shape_without(logits, dim), integers)
                                   : at::empty({0}, integers);
-  at::Tensor used = at::zeros({2}, integers);
   if (logits.numel() == 0) {
     if (return_index) index.fill_(-1);
-    return {at::empty_like(logits), index, used};
+    return {at::empty_like(logits), index, at::zeros({2}, integers)};
   }
+  at::Tensor used = at::empty({2}, integers);
   const at::Tensor x = call.input(logits);
   const at::Tensor y = call.output();
   call.p.logits = x.const_data_ptr();

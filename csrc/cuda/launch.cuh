@@ -191,7 +191,9 @@ const char* launch_of(Op op, Params p, const Plan& plan, void* stream) {
       launch_split_of<T>(op, p, stream);
       break;
     case Regime::kColumns:
-      if (plan.team == 8) {
+      if (plan.team == 1) {
+        launch_columns_of<T, 1>(op, p, stream);
+      } else if (plan.team == 8) {
         launch_columns_of<T, 8>(op, p, stream);
       } else {
         launch_columns_of<T, 16>(op, p, stream);

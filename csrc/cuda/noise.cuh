@@ -46,23 +46,29 @@ class NoiseSource {
 #pragma unroll
     for (int j = 0; j < count; j += 4) {
       // A group of positions never crosses a multiple of 2^34, so the high word stays.
-      add_block(low_word(k) + static_cast<unsigned>(j / 4), 4 * k + static_cast<unsigned>(j),
-                &z[j]);
+      Scalar log_e[4];
+      logarithms(low_word(k) + static_cast<unsigned>(j / 4), 4 * k + static_cast<unsigned>(j),
+                 log_e);
+#pragma unroll
+      for (int v = 0; v < 4; ++v) z[j + v] = with_noise(z[j + v], log_e[v]);
     }
   }
 
   // z[j] += noise of position n + j.
   template <class Scalar>
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_four(std::uint64_t n, Scalar (&z)[4]) {
+    const std::uint64_t k = n >> 2;
     const unsigned skip = static_cast<unsigned>(n & 3);
-    if (skip == 0) return add_blocks(n >> 2, z);
-    Scalar first[4] = {}, second[4] = {};
-    add_blocks(n >> 2, first);
-    add_blocks((n >> 2) + 1, second);
-    z[0] = add(z[0], skip == 1 ? first[1] : (skip == 2 ? first[2] : first[3]));
-    z[1] = add(z[1], skip == 1 ? first[2] : (skip == 2 ? first[3] : second[0]));
-    z[2] = add(z[2], skip == 1 ? first[3] : (skip == 2 ? second[0] : second[1]));
-    z[3] = add(z[3], skip == 1 ? second[0] : (skip == 2 ? second[1] : second[2]));
+    if (skip == 0) return add_blocks(k, z);
+    Scalar a[4], b[4];
+    follow(k);
+    logarithms(low_word(k), 4 * k, a);
+    follow(k + 1);
+    logarithms(low_word(k + 1), 4 * (k + 1), b);
+    z[0] = with_noise(z[0], skip == 1 ? a[1] : (skip == 2 ? a[2] : a[3]));
+    z[1] = with_noise(z[1], skip == 1 ? a[2] : (skip == 2 ? a[3] : b[0]));
+    z[2] = with_noise(z[2], skip == 1 ? a[3] : (skip == 2 ? b[0] : b[1]));
+    z[3] = with_noise(z[3], skip == 1 ? b[0] : (skip == 2 ? b[1] : b[2]));
   }
 
   // z += noise of position n.
@@ -71,8 +77,8 @@ class NoiseSource {
     z = with_noise(z, in_tail(hi) ? log2_from_tail(hi, n) : log2_from_high_word(hi));
   }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_one(std::uint64_t n, double& z) {
-    z = add(z, -log_from_both_words(philox_word(state_.seed, state_.offset, n),
-                                    philox_word(state_.seed, state_.offset + 1, n)));
+    z = with_noise(z, log_from_both_words(philox_word(state_.seed, state_.offset, n),
+                                          philox_word(state_.seed, state_.offset + 1, n)));
   }
 
  private:
@@ -101,11 +107,14 @@ class NoiseSource {
     }
   }
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_block(std::uint32_t k, std::uint64_t n,
-                                                          float* z) {
+  // Of E at the positions of block k, the first of which is n: log2 in float32, log in float64.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void logarithms(std::uint32_t k, std::uint64_t n,
+                                                           float (&log2_e)[4]) {
     const Block hi = high_words_.block(k);
-    float log2_e[4] = {log2_from_high_word(hi.c0), log2_from_high_word(hi.c1),
-                       log2_from_high_word(hi.c2), log2_from_high_word(hi.c3)};
+    log2_e[0] = log2_from_high_word(hi.c0);
+    log2_e[1] = log2_from_high_word(hi.c1);
+    log2_e[2] = log2_from_high_word(hi.c2);
+    log2_e[3] = log2_from_high_word(hi.c3);
     // One element in 2^11 needs more than its first word. A loop, not four copies of the code; and
     // not a function, whose call would have to save registers.
     if (in_tail(hi.c0) || in_tail(hi.c1) || in_tail(hi.c2) || in_tail(hi.c3)) {
@@ -120,21 +129,22 @@ class NoiseSource {
         log2_e[3] = j == 3 ? resolved : log2_e[3];
       }
     }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) z[j] = with_noise(z[j], log2_e[j]);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_block(std::uint32_t k, std::uint64_t,
-                                                          double* z) {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void logarithms(std::uint32_t k, std::uint64_t,
+                                                           double (&log_e)[4]) {
     const Block hi = high_words_.block(k), lo = low_words_.block(k);
-    z[0] = add(z[0], -log_from_both_words(hi.c0, lo.c0));
-    z[1] = add(z[1], -log_from_both_words(hi.c1, lo.c1));
-    z[2] = add(z[2], -log_from_both_words(hi.c2, lo.c2));
-    z[3] = add(z[3], -log_from_both_words(hi.c3, lo.c3));
+    log_e[0] = log_from_both_words(hi.c0, lo.c0);
+    log_e[1] = log_from_both_words(hi.c1, lo.c1);
+    log_e[2] = log_from_both_words(hi.c2, lo.c2);
+    log_e[3] = log_from_both_words(hi.c3, lo.c3);
   }
 
-  // l - ln 2 log2 E, rounded once.
+  // logit - log E; in float32 rounded once.
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float with_noise(float logit, float log2_e) {
     return multiply_add(log2_e, -kLn2, logit);
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double with_noise(double logit, double log_e) {
+    return add(logit, -log_e);
   }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static bool in_tail(std::uint32_t hi) {
     // needs_low_word() as one comparison of what the float is made of anyway.

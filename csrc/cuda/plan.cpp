@@ -26,8 +26,9 @@ constexpr int kClusterThreads = 384;
 constexpr std::int64_t kMinChunkClasses = 4096;
 // Rows are split among blocks when there are fewer than this part of the multiprocessors.
 constexpr int kFewRows = 2;
-// Classes from which more warps share the columns of a block, where columns are few.
-constexpr std::int64_t kManyClasses = 512;
+// Classes up to which it does not pay that warps share columns, whose results they would have to
+// merge; and from which more warps do, where columns are few.
+constexpr std::int64_t kFewClasses = 48, kManyClasses = 512;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -52,7 +53,7 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   if (p.class_stride != 1 && p.classes > 1) {
     const std::int64_t blocks = divide_up(p.outer * divide_up(p.inner, 4), 32);
     const bool share = p.classes >= kManyClasses && blocks < device.multiprocessors;
-    return Plan{Regime::kColumns, share ? 16 : 8, 0, 1, 1, 0};
+    return Plan{Regime::kColumns, p.classes < kFewClasses ? 1 : (share ? 16 : 8), 0, 1, 1, 0};
   }
   if (rows * kFewRows <= device.multiprocessors && p.classes >= 4 * kMinChunkClasses) {
     return split_row(p, device, group);

@@ -78,6 +78,25 @@ __device__ __forceinline__ V read_cluster_shared(const V* own, unsigned rank) {
 }
 }  // namespace gumbel_ext
 
+// 16 bytes at once. In assembler, because the compiler takes vectors apart where it finds
+// element-wise accesses on another branch to merge with, and then does not always put them together
+// again.
+namespace gumbel_ext {
+__device__ __forceinline__ uint4 load_vector(const uint4* address) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_vector(uint4* address, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+}  // namespace gumbel_ext
+
 #define GUMBEL_EXT_LAUNCH(kernel, grid, threads, stream, ...) \
   kernel<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #define GUMBEL_EXT_LAUNCH_CLUSTER(kernel, grid, threads, cluster, stream, ...) \

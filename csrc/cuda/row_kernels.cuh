@@ -88,7 +88,7 @@ soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
 
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
     const Scalar sum = exponentiate(team, held, top, tau.exponent_scale);
-    Scalar factor = 1 / sum;
+    Scalar factor = reciprocal(sum);
     bool settled = false;
     if (team.any(sum != sum)) {
       int settled_index = top > -infinity<Scalar>() ? index : kNoIndex;
@@ -119,14 +119,13 @@ soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
 template <class T, class Team, int kGroups>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void gradient_of_held(
     Team& team, const Params& p, const RowView& row, const HeldRow<T, Team, kGroups>& y,
-    const RawGroup<T> (&grad)[kGroups], int index,
+    const RawGroup<T> (&grad)[kGroups], std::int64_t index,
     const InverseTau<typename Element<T>::Scalar>& tau) {
   using Scalar = typename Element<T>::Scalar;
   using Held = HeldRow<T, Team, kGroups>;
   constexpr int kGroup = Element<T>::kGroup;
   const bool forbidden = index < 0;
-  const Scalar shift =
-      forbidden ? Scalar(0) : static_cast<Scalar>(widen(*element_of<T>(p.grad, row, index)));
+  const Scalar shift = chosen_gradient<T>(p, row, index);
   Scalar dot = 0;
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
@@ -184,7 +183,7 @@ backward_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   const std::int64_t rows = p.outer * p.inner;
   for (std::int64_t first = team.first_row(); first < rows; first += team.row_step()) {
     const RowView row = RowView::of<T>(p, first + team.row_in_block());
-    const int index = row.classes > 0 ? static_cast<int>(p.index[row.row]) : -1;
+    const std::int64_t index = row.classes > 0 ? p.index[row.row] : -1;
     RawGroup<T> y[kGroups], grad[kGroups];
     Held::load(team, row, p.y, narrowed<T>(0), y);
     Held::load(team, row, p.grad, narrowed<T>(0), grad);
@@ -206,7 +205,7 @@ backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   const std::int64_t rows = p.outer * p.inner;
   for (std::int64_t first = team.first_row(); first < rows; first += team.row_step()) {
     const RowView row = RowView::of<T>(p, first + team.row_in_block());
-    const int index = row.classes > 0 ? static_cast<int>(p.index[row.row]) : -1;
+    const std::int64_t index = row.classes > 0 ? p.index[row.row] : -1;
     RawGroup<T> logits[kGroups], grad[kGroups];
     Held::load(team, row, p.logits, narrowed<T>(-infinity<Scalar>()), logits);
     Held::load(team, row, p.grad, narrowed<T>(0), grad);
@@ -216,9 +215,12 @@ backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
       noisy_group(p, row, Held::span(team, row, k), logits[k], noise, held.value[k]);
     }
     // The forward left the index of the largest: no search, but one more logarithm.
-    const Scalar top = index < 0 ? Scalar(0) : noisy_logit<T, Scalar>(p, row, index, noise);
+    Scalar top = 0;
+    if (index >= 0 && index < row.classes) {
+      top = noisy_logit<T, Scalar>(p, row, static_cast<int>(index), noise);
+    }
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
-    const Scalar factor = 1 / exponentiate(team, held, top, tau.exponent_scale);
+    const Scalar factor = reciprocal(exponentiate(team, held, top, tau.exponent_scale));
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
 #pragma unroll

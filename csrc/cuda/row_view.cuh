@@ -103,7 +103,9 @@ struct RawGroup {
     const T* address = element_of<T>(base, row, span.c);
     if (span.vector) {
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) vector[i] = reinterpret_cast<const uint4*>(address)[i];
+      for (int i = 0; i < kVectors; ++i) {
+        vector[i] = load_vector(reinterpret_cast<const uint4*>(address) + i);
+      }
     } else {
 #pragma unroll
       for (int v = 0; v < kGroup; ++v) element[v] = span.holds(v) ? address[v] : outside;
@@ -114,7 +116,9 @@ struct RawGroup {
     T* address = element_of<T>(base, row, span.c);
     if (span.vector) {
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) reinterpret_cast<uint4*>(address)[i] = vector[i];
+      for (int i = 0; i < kVectors; ++i) {
+        store_vector(reinterpret_cast<uint4*>(address) + i, vector[i]);
+      }
     } else {
 #pragma unroll
       for (int v = 0; v < kGroup; ++v) {
@@ -244,6 +248,17 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar noisy_logit(const Params& p, con
   noise.add_one(row.position + static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.inner),
                 z);
   return z;
+}
+
+// What a row's gradients are shifted by: that of its chosen class; 0 for a row that the mask
+// forbids, whose index is -1. An index that is none of a forward's makes its row NaN.
+template <class T>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY typename Element<T>::Scalar chosen_gradient(
+    const Params& p, const RowView& row, std::int64_t index) {
+  using Scalar = typename Element<T>::Scalar;
+  if (index < 0) return Scalar(0);
+  if (index >= row.classes) return quiet_nan<Scalar>();
+  return widen(*element_of<T>(p.grad, row, static_cast<int>(index)));
 }
 
 // log2(e) / tau and 1 / tau, kept inside the normal range: an infinite or zero factor would turn 0

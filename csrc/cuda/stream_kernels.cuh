@@ -95,7 +95,7 @@ soft_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
           merge_partials(team, p, r, RunningSum<Scalar>{Best<Scalar>::none(), Scalar(0)}, merge);
     }
     int index = total.best.index;
-    Scalar factor = 1 / total.sum;
+    Scalar factor = reciprocal(total.sum);
     const Scalar top = total.best.value;
     // NaN or +inf among the logits, a tau that is none, or nothing above -inf.
     const bool special = !(total.sum < infinity<Scalar>()) || index == kNoIndex;
@@ -223,7 +223,11 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_y_and_grad(const BlockTeam<kSt
     RawGroup<T> y[kBatch], grad[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
-      const GroupSpan span = GroupSpan::of<T>(row, g + k * team.threads());
+      const int group = g + k * team.threads();
+      // Not even in advance may a group of the next chunk be touched: y lies where that chunk
+      // writes.
+      if (group >= chunk.last_group) break;
+      const GroupSpan span = GroupSpan::of<T>(row, group);
       y[k].load(p.y, row, span, narrowed<T>(0));
       grad[k].load(p.grad, row, span, narrowed<T>(0));
     }
@@ -250,10 +254,9 @@ backward_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   for (std::int64_t r = team.first_row(); r < rows; r += team.row_step()) {
     const RowView row = RowView::of<T>(p, r);
     const ChunkView chunk = ChunkView::of<T>(p, row);
-    const int index = static_cast<int>(p.index[r]);
+    const std::int64_t index = p.index[r];
     const bool forbidden = index < 0;
-    const Scalar shift =
-        forbidden ? Scalar(0) : static_cast<Scalar>(widen(*element_of<T>(p.grad, row, index)));
+    const Scalar shift = chosen_gradient<T>(p, row, index);
     Dots<Scalar> total{0, 0, 0};
     if (phase != Phase::kFinish) {
       for_y_and_grad<T>(

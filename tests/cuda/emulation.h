@@ -97,6 +97,8 @@ template <class V>
 V read_cluster_shared(const V* own, unsigned rank) {
   return *static_cast<const V*>(emulation::shared_array_of(own, rank));
 }
+inline uint4 load_vector(const uint4* address) { return *address; }
+inline void store_vector(uint4* address, uint4 v) { *address = v; }
 inline const char* launch_error() { return nullptr; }
 constexpr bool kWarpReduces = true;
 inline int warp_min(int v, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {

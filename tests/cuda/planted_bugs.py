@@ -7,6 +7,7 @@ without being listed; masks, bounds checks, tie-breaks and the like are listed b
 CUDA. About four minutes on two cores.
 """
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import os
@@ -158,7 +159,8 @@ BUGS = [
     *(Bug(f"every thread of a team writes, place {nth + 1}", "row_kernels.cuh",
           "team.rank() == 0 && row.classes > 0)", "row.classes > 0)", nth, 3) for nth in range(3)),
     Bug("groups of the next chunk", "row_view.cuh", "if (group >= last) break;", ""),
-    Bug("groups of the next chunk, backward", "stream_kernels.cuh", "if (group >= chunk.last_group) break;", ""),
+    *(Bug(f"groups of the next chunk, backward, place {nth + 1}", "stream_kernels.cuh",
+          "if (group >= chunk.last_group) break;", "", nth, 2) for nth in range(2)),
     *(Bug(f"every thread writes a split row's part, place {nth + 1}", "stream_kernels.cuh",
           "if (team.rank() == 0) partials_of_row", "partials_of_row", nth, 3) for nth in range(3)),
     Bug("every thread writes the split winner's one", "stream_kernels.cuh",
@@ -205,6 +207,9 @@ BUGS = [
           "true", address_sanitizer=True)
       for nth, operand in enumerate(("aligned<T>(p.logits, v.offset)", "aligned<T>(p.y, v.offset)",
                                      "aligned<T>(p.grad, v.offset)", "aligned<T>(p.grad_logits, v.offset)"))),
+    Bug("an index that is no class", "row_view.cuh", "if (index >= row.classes) return", "if (false) return", address_sanitizer=True),
+    Bug("an index that is no class, recomputed", "row_kernels.cuh", "if (index >= 0 && index < row.classes) {", "if (index >= 0) {", address_sanitizer=True),
+    Bug("an index that is no class, columns", "column_kernels.cuh", "if (index >= classes) {", "if (false) {", address_sanitizer=True),
     # ---- the noise
     Bug("the second word is never asked for", "noise.cuh", "< (1u << 20);", "< 0u;"),
     Bug("block numbers wrap at 32 bits", "noise.cuh", "if (high != block_high_) {", "if (false) {"),

@@ -31,6 +31,8 @@ using cuda::Regime;
 
 constexpr std::uint64_t kSeed = 0x1234567890ABCDEFu, kOffset = 41;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// So large that noise rounds away, also in float64.
+constexpr double kHuge = 0x1p70;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 int passed = 0, failed = 0;
@@ -117,7 +119,8 @@ struct Case {
   std::int64_t outer = 1, classes = 1, inner = 1;
   Shape shape = Shape::kContiguous;
   int shift = 0;
-  bool mask = false, tau_rows = false, bad_tau = false, grad_tau = false, in_memory = false;
+  bool mask = false, tau_rows = false, bad_tau = false, bad_index = false, grad_tau = false,
+       in_memory = false;
   Special special = Special::kNone;
   double tau = 0.7;
   // Forces a regime where its team is not 0.
@@ -191,7 +194,7 @@ class Run {
     std::mt19937_64 random(static_cast<std::uint64_t>(c.classes * 31 + c.inner));
     std::normal_distribution<double> normal(0, 2);
     for (std::int64_t i = 0; i < size_; ++i) {
-      x_[i] = from_double<T>(c.special == Special::kTies ? 0x1p14 : normal(random));
+      x_[i] = from_double<T>(c.special == Special::kTies ? kHuge : normal(random));
       grad_[i] = from_double<T>(normal(random));
     }
     for (std::int64_t i = 0; i < c.outer * c.classes * c.inner; ++i) mask_[i] = random() % 4 != 0;
@@ -229,6 +232,7 @@ class Run {
     const bool backward = c_.op == Op::kBackward || c_.op == Op::kBackwardRecompute;
     if (backward) {
       for (std::int64_t r = 0; r < rows_; ++r) index_[r] = want_index_[static_cast<std::size_t>(r)];
+      if (c_.bad_index) index_[rows_ - 1] = c_.classes + 1000;
       p_.index = index_.data();
       p_.grad = grad_.data();
       p_.grad_logits = out_.data();
@@ -318,7 +322,7 @@ class Run {
         const auto n =
             static_cast<std::uint64_t>((r / c_.inner * c_.classes + k) * c_.inner + r % c_.inner);
         const double g = noise_of(n), l = to_double(x_[at(r, k)]);
-        // The tie case is about float32's rounding; the others about exact values.
+        // The tie case is about rounding; the others about exact values.
         double z = c_.special == Special::kTies
                        ? static_cast<double>(static_cast<Scalar>(l) + static_cast<Scalar>(g))
                        : l + g;
@@ -407,11 +411,12 @@ class Run {
   void check_gradient(std::string* why) {
     char text[200];
     for (std::int64_t r = 0; r < rows_; ++r) {
-      const std::int64_t index = want_index_[static_cast<std::size_t>(r)];
+      const bool no_class = c_.bad_index && r == rows_ - 1;
+      const std::int64_t index = no_class ? c_.classes : want_index_[static_cast<std::size_t>(r)];
       const double k_eps =
           condition_[static_cast<std::size_t>(r)] * (std::is_same_v<T, double> ? 0x1p-52 : 0x1p-23);
       const double tau = row_tau(r);
-      const double shift = index < 0 ? 0 : to_double(grad_[at(r, index)]);
+      const double shift = index < 0 ? 0 : no_class ? kNaN : to_double(grad_[at(r, index)]);
       const auto y_at = [&](std::int64_t k) {
         return c_.op == Op::kBackward ? to_double(y_[at(r, k)]) : want_y_[flat(r, k)];
       };
@@ -498,7 +503,10 @@ void run_case(const Case& c) {
                 : c.shape == Shape::kPitched    ? " pitched"
                 : c.shape == Shape::kSpread     ? " spread"
                                                 : "",
-                c.shift ? " misaligned" : "", c.mask ? " mask" : "",
+                c.shift ? " misaligned" : "",
+                c.bad_index ? " bad index"
+                : c.mask    ? " mask"
+                            : "",
                 c.bad_tau    ? " bad tau"
                 : c.tau_rows ? " tau"
                              : "",
@@ -537,6 +545,9 @@ void run_shape(const Case& base) {
     run_case<T>(c);
     c.special = Special::kEdges;
     run_case<T>(c);
+    c.bad_index = c.grad_tau;
+    if (c.bad_index) run_case<T>(c);
+    c.bad_index = false;
     c.special = Special::kNone;
     c.bad_tau = true;
     if (op == Op::kSoft || c.grad_tau) run_case<T>(c);
@@ -739,14 +750,23 @@ void run_type(bool quick) {
     Case c;
     c.op = op;
     c.special = Special::kTies;
-    if (sizeof(T) == 8) continue;
+    if (std::is_same_v<T, Half>) continue;  // has no number that large
     for (const std::int64_t classes : {2, 10, 33, 500, 3000}) {
-      c.outer = 5;
-      c.classes = classes;
-      c.inner = 1;
-      run_case<T>(c);
-      c.inner = 4;
-      run_case<T>(c);
+      for (const bool mask : {false, true}) {
+        c.outer = 5;
+        c.classes = classes;
+        c.mask = mask;
+        c.inner = 1;
+        run_case<T>(c);
+        c.inner = 4;
+        run_case<T>(c);
+        if (classes < 3000) continue;
+        const std::int64_t chunk = 256 * Element<T>::kGroup;
+        c.inner = 1;
+        c.plan = Plan{Regime::kSplit, 256, 0, 1, (classes + 7 + chunk - 1) / chunk, chunk};
+        run_case<T>(c);
+        c.plan = Case().plan;
+      }
     }
   }
 }

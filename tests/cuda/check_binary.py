@@ -1,0 +1,503 @@
+"""Reads the machine code of the built CUDA kernels: what can be known of them without a GPU.
+
+    python tests/cuda/check_binary.py gumbel_ext/_C*.so [--table docs/kernels-cuda.md]
+
+Asserts, for every kernel and architecture in the module: no local memory and no spills, no
+arithmetic in double precision outside the float64 kernels, loads and stores of 16 bytes, and no
+more instructions an element than CEILINGS allows. Needs cuobjdump and nvdisasm (PyPI:
+nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm), and c++filt.
+
+Instructions an element are counted along one way through the control flow: that of rows that are
+aligned and whole, without mask or temperature tensor or special values, none of whose noise needs
+its second word. It is the shortest of the ways that load and store whole vectors and make noise for
+every element loaded; loops without wide loads are avoided, being for everything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TYPE_BYTES = {"float": 4, "double": 8, "BFloat16": 2, "Half": 2}
+TYPE_NAMES = {"float": "float32", "double": "float64", "BFloat16": "bfloat16", "Half": "float16"}
+
+# Instructions an element at most, by op, regime and bytes of the type; where it says so, on sm_80.
+# A few percent above what nvcc 13.0 makes: more means that something has got worse.
+CEILINGS: dict[tuple[str, str, int], float] = {}
+
+# An H100 that moves 3.0 TB/s has this many instruction slots for a byte: 132 multiprocessors x 4
+# schedulers x 32 lanes x 1.73 GHz / 3.0 TB/s.
+SLOTS_PER_BYTE = 9.75
+
+
+@dataclass
+class Instruction:
+    opcode: str
+    operands: str
+    predicate: str
+
+
+@dataclass
+class Function:
+    """The control flow of one kernel: basic blocks and where each may go on."""
+
+    blocks: list[list[Instruction]] = field(default_factory=list)
+    successors: list[list[int]] = field(default_factory=list)
+
+    def opcodes(self) -> Iterable[str]:
+        return (instruction.opcode for block in self.blocks for instruction in block)
+
+
+@dataclass(frozen=True)
+class Resources:
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    local_bytes: int
+
+
+def tool(name: str) -> str:
+    """The path of a CUDA binary tool: on PATH, or where its wheel puts it."""
+    found = shutil.which(name)
+    if found:
+        return found
+    for folder in map(Path, sys.path):
+        for path in sorted(folder.glob(f"nvidia/cu*/bin/{name}")):
+            return str(path)
+    sys.exit(f"check_binary: {name} not found; pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+
+
+def output_of(*command: str, cwd: Path | None = None) -> str:
+    return subprocess.run(command, cwd=cwd, text=True, capture_output=True, check=True).stdout
+
+
+def demangled(names: list[str]) -> dict[str, str]:
+    text = subprocess.run(
+        ["c++filt"], input="\n".join(names), text=True, capture_output=True, check=True
+    ).stdout.splitlines()
+    # "void gumbel_ext::...::kernel<T, (gumbel_ext::...::Phase)1>(Params)" -> "kernel<T, 1>"
+    short = [re.sub(r"^void |gumbel_ext::(cuda_device::|cuda::)?", "", line) for line in text]
+    short = [re.sub(r"\(.*\)$", "", line.replace("(Phase)", "")) for line in short]
+    return dict(zip(names, short, strict=True))
+
+
+def functions_of(cubin: Path) -> dict[str, Function]:
+    functions: dict[str, list[str | Instruction]] = {}
+    lines: list[str | Instruction] | None = None
+    for raw in output_of(tool("nvdisasm"), "-c", str(cubin)).splitlines():
+        line = raw.strip()
+        if section := re.match(r"\.section\s+(?:\.text\.([^,\s]+))?", line):
+            lines = functions.setdefault(section[1], []) if section[1] else None
+        elif lines is None:
+            continue
+        elif label := re.match(r"(\.L\w+):", line):
+            lines.append(label[1])
+        elif parts := re.match(
+            r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?);", line
+        ):
+            lines.append(Instruction(parts[2], parts[3], parts[1] or ""))
+    return {name: control_flow(found) for name, found in functions.items()}
+
+
+def control_flow(lines: list[str | Instruction]) -> Function:
+    function = Function()
+    labels: dict[str, int] = {}
+    block: list[Instruction] = []
+
+    def end_block() -> None:
+        nonlocal block
+        if block:
+            function.blocks.append(block)
+            block = []
+
+    for line in lines:
+        if isinstance(line, str):
+            end_block()
+            labels[line] = len(function.blocks)
+        elif line.opcode != "NOP":
+            block.append(line)
+            if line.opcode.split(".")[0] in {"BRA", "EXIT", "RET", "JMP"}:
+                end_block()
+    end_block()
+    for number, instructions in enumerate(function.blocks):
+        last = instructions[-1]
+        kind = last.opcode.split(".")[0]
+        following = [number + 1] if number + 1 < len(function.blocks) else []
+        targets = re.findall(r"\.L\w+", last.operands)
+        # A branch has its condition before it or among its operands.
+        conditional = bool(last.predicate) or bool(re.match(r"!?U?P\d|~", last.operands))
+        if kind in {"EXIT", "RET"}:
+            goes_on = following if conditional else []
+        elif kind == "BRA" and ".DIV" in last.opcode:
+            goes_on = following  # the other way is for warps that diverged
+        elif kind == "BRA":
+            goes_on = [labels[target] for target in targets[-1:] if target in labels]
+            goes_on += following if conditional else []
+        else:
+            goes_on = following
+        function.successors.append(goes_on)
+    return function
+
+
+def is_wide(opcode: str, kind: str, bytes_: int) -> bool:
+    return opcode.startswith(f"{kind}.E") and f".{8 * bytes_}" in opcode
+
+
+# Wide loads, wide stores, marks: instructions by which one tells that an element was worked on.
+Counts = tuple[int, int, int]
+
+
+class HotPath:
+    """The way of ordinary rows through a kernel."""
+
+    def __init__(self, function: Function, vector_bytes: int, noise: bool, double: bool) -> None:
+        self.function = function
+        self.vector_bytes = vector_bytes
+        # Noise takes two logarithms an element; in float64, two words made into numbers. A backward
+        # from y takes at least one fused multiply-add.
+        self.mark = ("I2F.F64" if double else "MUFU.LG2") if noise else r"[DF](FMA|MUL)"
+        self.marks_per_element = 2 if noise else 1
+        self.back_edges, self.reachable = self.find_back_edges()
+        self.loops = self.find_loops()
+        self.avoided: set[int] = set()
+        for body in self.loops.values():
+            if not any(self.loads(block) for block in body):
+                self.avoided |= body
+
+    def loads(self, block: int) -> int:
+        return sum(is_wide(i.opcode, "LDG", self.vector_bytes) for i in self.function.blocks[block])
+
+    def stores(self, block: int) -> int:
+        return sum(is_wide(i.opcode, "STG", self.vector_bytes) for i in self.function.blocks[block])
+
+    def marks(self, block: int) -> int:
+        return sum(bool(re.match(self.mark, i.opcode)) for i in self.function.blocks[block])
+
+    def find_back_edges(self) -> tuple[set[tuple[int, int]], set[int]]:
+        back: set[tuple[int, int]] = set()
+        open_blocks, done = {0}, set[int]()
+        stack = [(0, iter(self.function.successors[0]))]
+        while stack:
+            block, successors = stack[-1]
+            for successor in successors:
+                if successor in open_blocks:
+                    back.add((block, successor))
+                elif successor not in done:
+                    open_blocks.add(successor)
+                    stack.append((successor, iter(self.function.successors[successor])))
+                    break
+            else:
+                open_blocks.discard(block)
+                done.add(block)
+                stack.pop()
+        return back, done
+
+    def find_loops(self) -> dict[int, set[int]]:
+        predecessors = defaultdict(list)
+        for block in self.reachable:
+            for successor in self.function.successors[block]:
+                predecessors[successor].append(block)
+        loops: dict[int, set[int]] = defaultdict(set)
+        for latch, header in self.back_edges:
+            body, pending = {header, latch}, [latch]
+            while pending:
+                block = pending.pop()
+                if block == header:
+                    continue
+                for predecessor in predecessors[block]:
+                    if predecessor not in body and predecessor in self.reachable:
+                        body.add(predecessor)
+                        pending.append(predecessor)
+            loops[header] |= body
+        return loops
+
+    def ways(self, start: int, ends: set[int], allowed: set[int]) -> dict[Counts, tuple[int, int]]:
+        """What can be met from start to one of ends, and how few instructions that takes.
+
+        The costs are (blocks of loops without wide loads, instructions).
+        """
+        order: list[int] = []
+        seen = {start}
+        stack = [(start, iter(self.function.successors[start]))]
+        while stack:
+            block, successors = stack[-1]
+            for successor in successors:
+                edge = (block, successor)
+                if successor in allowed and successor not in seen and edge not in self.back_edges:
+                    seen.add(successor)
+                    stack.append((successor, iter(self.function.successors[successor])))
+                    break
+            else:
+                order.append(block)
+                stack.pop()
+        found: dict[int, dict[Counts, tuple[int, int]]] = {}
+        for block in order:
+            onward: dict[Counts, tuple[int, int]] = {}
+            for successor in self.function.successors[block]:
+                if (block, successor) in self.back_edges:
+                    continue
+                for counts, cost in found.get(successor, {}).items():
+                    onward[counts] = min(cost, onward.get(counts, cost))
+            if block in ends:
+                onward[(0, 0, 0)] = (0, 0)
+            avoided = block in self.avoided
+            here = (self.loads(block), self.stores(block), self.marks(block))
+            found[block] = {
+                (loads + here[0], stores + here[1], marks + here[2]): (
+                    cost[0] + avoided,
+                    cost[1] + len(self.function.blocks[block]),
+                )
+                for (loads, stores, marks), cost in onward.items()
+            }
+        return found[start]
+
+    def per_element(
+        self, ways: dict[Counts, tuple[int, int]], element_bytes: int, operands: int, store: bool
+    ) -> float | None:
+        """Instructions an element along the ordinary way among these, None if there is none."""
+        most = max((loads for loads, _, _ in ways), default=0)
+        elements = most * self.vector_bytes // (element_bytes * operands)
+        stores = most // operands if store else 0
+        costs = [
+            (marks, cost)
+            for (loads, stored, marks), cost in ways.items()
+            if loads == most and stored == stores and marks >= elements * self.marks_per_element
+        ]
+        return min(costs)[1][1] / elements if elements and costs else None
+
+    def whole(self) -> dict[Counts, tuple[int, int]]:
+        ends = {b for b in self.reachable if self.function.blocks[b][-1].opcode == "EXIT"}
+        return self.ways(0, ends, self.reachable)
+
+    def inner_loops(self) -> list[dict[Counts, tuple[int, int]]]:
+        """Ways once around each innermost loop with wide loads."""
+        wide = {h: body for h, body in self.loops.items() if any(self.loads(b) for b in body)}
+        found = []
+        for header, body in sorted(wide.items()):
+            if any(other != header and other in body for other in wide):
+                continue
+            latches = {latch for latch, head in self.back_edges if head == header}
+            found.append(self.ways(header, latches, body))
+        return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    architecture: int
+    name: str
+    type: str
+    op: str
+    regime: str
+    threads: int
+    resources: Resources
+    per_element: float | None  # instructions
+
+    @property
+    def bytes_per_element(self) -> int:
+        size = TYPE_BYTES[self.type]
+        # Of memory that the whole call moves: streamed rows are read twice, a second time from the
+        # second-level cache where they fit.
+        moved = {"soft": 2, "hard": 2, "index": 1, "backward": 3, "backward, recomputed": 3}
+        return size * moved[self.op]
+
+    def occupancy(self) -> float:
+        """Of a multiprocessor of compute capability 9.0, in parts of its 64 warps."""
+        warps = self.threads // 32
+        by_registers = 65536 // (warps * (-(-self.resources.registers * 32 // 256) * 256))
+        by_shared = 228 * 1024 // (self.resources.shared_bytes + 1024)
+        blocks = min(32, 64 // warps, by_registers, by_shared)
+        return blocks * warps / 64
+
+
+def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
+    """(op, regime, threads, by loop, with stores) of a demangled kernel; twice for picks."""
+    kind, rest = re.match(r"(\w+?)_kernel<(.*)>$", name).groups()  # type: ignore[union-attr]
+    team = re.search(r"(Lane|Block|Cluster)Team<(\d+)>", rest)
+    if team:
+        lanes = int(team[2])
+        regime = {
+            "Lane": "a warp a row" if lanes == 32 else f"{lanes} lane{'s' * (lanes > 1)} a row",
+            "Block": f"{lanes} threads a row",
+            "Cluster": "a cluster a row",
+        }[team[1]]
+        last = rest.rsplit(", ", 1)[1]
+        threads = 128 if team[1] == "Lane" else lanes
+        if kind == "pick_rows":
+            regime += f", {last} at a time"
+            by_loop = lanes >= 32
+            return [("hard", regime, threads, by_loop, True), ("index", regime, threads, by_loop, False)]
+        held = "group" if last == "1" else "groups"
+        op = {
+            "soft_rows": "soft",
+            "backward_rows": "backward",
+            "backward_recompute_rows": "backward, recomputed",
+        }[kind]
+        return [(op, f"{regime}, {last} {held} held", threads, False, True)]
+    phase = {"0": "streamed", "1": "split, first pass", "2": "split, second pass"}
+    if kind in {"soft_stream", "backward_stream"}:
+        return [(kind.split("_")[0], phase[rest[-1]], 256, True, rest[-1] != "1")]
+    if kind == "pick_partial":
+        return [("hard", "split", 256, True, True), ("index", "split", 256, True, False)]
+    if kind in {"soft_columns", "backward_columns"}:
+        return [(kind.split("_")[0], f"columns, {rest.split(', ')[1]} warps", 32 * int(rest.split(", ")[1]), True, True)]
+    if kind == "pick_columns":
+        warps = int(rest.split(", ")[1])
+        regime = f"columns, {warps} warps"
+        return [("hard", regime, 32 * warps, True, True), ("index", regime, 32 * warps, True, False)]
+    return []  # noise, and what is small by nature
+
+
+def resources_of(cubin: Path) -> dict[str, Resources]:
+    text = output_of(tool("cuobjdump"), "-res-usage", str(cubin))
+    found = {}
+    for name, usage in re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", text):
+        value = {key: int(number) for key, number in re.findall(r"(\w+)(?:\[\d\])?:(\d+)", usage)}
+        found[name] = Resources(value["REG"], value["SHARED"], value["STACK"], value["LOCAL"])
+    return found
+
+
+def problems_of(name: str, type_: str, function: Function, resources: Resources) -> list[str]:
+    problems = []
+    if resources.stack_bytes or resources.local_bytes:
+        problems.append(f"{resources.stack_bytes} + {resources.local_bytes} bytes of local memory")
+    opcodes = set(function.opcodes())
+    if local := sorted(o for o in opcodes if o.split(".")[0] in {"LDL", "STL"}):
+        problems.append(f"spills: {', '.join(local)}")
+    if type_ != "double":
+        doubles = sorted(o for o in opcodes if re.match(r"D(ADD|MUL|FMA|SETP|MNMX)\b|.*\.F64", o))
+        if doubles:
+            problems.append(f"double precision: {', '.join(doubles)}")
+    wide = 8 if "columns" in name and TYPE_BYTES[type_] == 2 else 16
+    if "finish" not in name and "noise" not in name:
+        for kind in ("LDG", "STG"):
+            if kind == "STG" and "stream_kernel" in name and name.endswith(", 1>"):
+                continue  # a first pass stores one number a block
+            if not any(is_wide(opcode, kind, wide) for opcode in opcodes):
+                problems.append(f"no {kind} of {wide} bytes")
+    return problems
+
+
+def read_module(module: Path) -> tuple[list[Kernel], list[str]]:
+    kernels, problems = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if module.suffix == ".cubin":
+            shutil.copy(module, folder)
+        else:
+            output_of(tool("cuobjdump"), "-xelf", "all", str(module.resolve()), cwd=folder)
+        for cubin in sorted(folder.glob("*.cubin")):
+            architecture = int(re.search(r"(?:sm_|-)(\d+)", cubin.name)[1])  # type: ignore[index]
+            functions = functions_of(cubin)
+            usage = resources_of(cubin)
+            names = demangled(list(functions))
+            for mangled, function in functions.items():
+                shown = names[mangled]
+                type_ = re.search(r"<(\w+)", shown)[1]  # type: ignore[index]
+                resources = usage[mangled]
+                problems += [
+                    f"sm_{architecture} {shown}: {problem}"
+                    for problem in problems_of(shown, type_, function, resources)
+                ]
+                vector = 8 if "columns" in shown and TYPE_BYTES[type_] == 2 else 16
+                noise = not shown.startswith(("backward_rows", "backward_stream", "backward_col"))
+                path = HotPath(function, vector, noise, type_ == "double")
+                for op, regime, threads, by_loop, store in classified(shown):
+                    loops = path.inner_loops() if by_loop else [path.whole()]
+                    size, operands = TYPE_BYTES[type_], 2 if op.startswith("backward") else 1
+                    # Of several loops over a row only the last stores, and adds to the others.
+                    counts = [
+                        path.per_element(ways, size, operands, store and number == len(loops) - 1)
+                        for number, ways in enumerate(loops)
+                    ]
+                    known = [count for count in counts if count is not None]
+                    kernels.append(
+                        Kernel(architecture, shown, type_, op, regime, threads, resources,
+                               sum(known) if known and len(known) == len(counts) else None)
+                    )  # fmt: skip
+    return kernels, problems
+
+
+def over_ceiling(kernels: list[Kernel]) -> list[str]:
+    problems = []
+    for kernel in kernels:
+        key = (kernel.op, kernel.regime, TYPE_BYTES[kernel.type])
+        ceiling = CEILINGS.get(key)
+        if ceiling is None:
+            problems.append(f"sm_{kernel.architecture} {kernel.name}: no ceiling for {key}")
+        elif kernel.per_element is None or not kernel.per_element <= ceiling:
+            problems.append(
+                f"sm_{kernel.architecture} {kernel.name} as {kernel.op}: {kernel.per_element} "
+                f"instructions an element, at most {ceiling} expected"
+            )
+    return problems
+
+
+def table(kernels: list[Kernel]) -> str:
+    lines = [
+        "| op | regime | dtype | registers | shared bytes | occupancy | instructions an element "
+        "| bytes an element | slots for them | predicted bound | measured |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kernel in kernels:
+        if kernel.architecture != 90 or kernel.per_element is None:
+            continue
+        slots = SLOTS_PER_BYTE * kernel.bytes_per_element
+        share = min(1.0, slots / kernel.per_element)
+        bound = "memory" if share == 1.0 else f"instructions: {share:.2f} of memory's rate"
+        lines.append(
+            f"| {kernel.op} | {kernel.regime} | {TYPE_NAMES[kernel.type]} "
+            f"| {kernel.resources.registers} | {kernel.resources.shared_bytes} "
+            f"| {kernel.occupancy():.2f} | {kernel.per_element:.0f} | {kernel.bytes_per_element} "
+            f"| {slots:.0f} | {bound} | not yet measured |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("modules", nargs="+", type=Path)
+    parser.add_argument("--table", type=Path, help="write the table between its markers here")
+    parser.add_argument("--ceilings", action="store_true", help="print what is counted, for CEILINGS")
+    arguments = parser.parse_args()
+    kernels: list[Kernel] = []
+    problems: list[str] = []
+    for module in arguments.modules:
+        found, wrong = read_module(module)
+        kernels += found
+        problems += wrong
+    if not kernels:
+        sys.exit("check_binary: no CUDA kernels in " + " ".join(map(str, arguments.modules)))
+    if arguments.ceilings:
+        most: dict[tuple[str, str, int], float] = {}
+        for kernel in kernels:
+            key = (kernel.op, kernel.regime, TYPE_BYTES[kernel.type])
+            most[key] = max(most.get(key, 0.0), kernel.per_element or float("nan"))
+        for key, count in sorted(most.items()):
+            print(f"    {key}: {count:.1f},")
+        print("\n".join(problems))
+        return 0
+    problems += over_ceiling(kernels)
+    if arguments.table:
+        begin, end = "<!-- table: check_binary.py -->\n", "<!-- end of table -->\n"
+        text = arguments.table.read_text(encoding="utf-8")
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        arguments.table.write_text(head + begin + table(kernels) + end + tail, encoding="utf-8")
+    for problem in problems:
+        print(problem)
+    architectures = sorted({kernel.architecture for kernel in kernels})
+    print(f"{len(kernels)} kernels and ops for sm_{', sm_'.join(map(str, architectures))}: "
+          f"{len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
