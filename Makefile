@@ -3,6 +3,7 @@
 # make bench   the measurements; leaves JSON in benchmarks/results, tables and plots in docs/
 # make lint    ruff, mypy, clang-format, changing nothing;    make format changes
 # make sanitize  the C++ under ASan + UBSan and TSan
+# make cuda-check  the CUDA kernels, without a GPU: emulated, planted with bugs, compiled, read
 # make build   compile and install into .venv;    make clean removes all that make made
 #
 # Everything runs in .venv, which is made on first use. Another Python: make PYTHON=python3.12 ...
@@ -22,7 +23,7 @@ CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cuh' -o -
 CXX_FILES = $(shell find csrc tests/cpp tests/cuda $(CXX_NAMES))
 BUILD_INPUTS = setup.py pyproject.toml gumbel_ext/_version.py $(shell find csrc -type d -o $(CXX_NAMES))
 
-.PHONY: build demo test bench lint format sanitize clean
+.PHONY: build demo test bench lint format sanitize cuda-check clean
 
 build: $(VENV)/.built
 
@@ -50,8 +51,13 @@ format: $(VENV)/.requirements
 sanitize: build
 	bash tests/cpp/run_sanitizers.sh
 
+cuda-check:
+	bash tests/cuda/run_emulation.sh
+	$(PYTHON) tests/cuda/planted_bugs.py
+	PYTHON=$(PYTHON) bash tests/cuda/check_compiled.sh
+
 clean:
-	rm -rf $(VENV) build demo gumbel_ext.egg-info gumbel_ext/_built_for.json gumbel_ext/_C.*.so
+	rm -rf $(VENV) .venv-cuda build demo gumbel_ext.egg-info gumbel_ext/_built_for.json gumbel_ext/_C.*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

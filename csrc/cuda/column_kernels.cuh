@@ -155,7 +155,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowKind settle_column(const Params& p,
 }
 
 template <class T, int kWarps>
-GUMBEL_EXT_KERNEL(kWarps * 32)
+GUMBEL_EXT_KERNEL(kWarps * 32, sizeof(T) == 8 ? 256 : 512)
 soft_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   const RandomState state = read_state(p.random);
@@ -224,7 +224,7 @@ soft_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
 }
 
 template <class T, int kWarps>
-GUMBEL_EXT_KERNEL(kWarps * 32)
+GUMBEL_EXT_KERNEL(kWarps * 32, sizeof(T) == 8 ? 256 : 512)
 pick_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   const RandomState state = read_state(p.random);
@@ -274,7 +274,7 @@ pick_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
 
 // y may lie where grad_logits is written: a thread reads every element before it writes it.
 template <class T, int kWarps>
-GUMBEL_EXT_KERNEL(kWarps * 32)
+GUMBEL_EXT_KERNEL(kWarps * 32, sizeof(T) == 8 ? 256 : 512)
 backward_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   const int warp = threadIdx.x / 32, classes = static_cast<int>(p.classes);

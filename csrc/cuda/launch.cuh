@@ -61,9 +61,9 @@ void launch_rows_of(Op op, const Params& p, const Plan& plan, void* stream) {
         return launch_pick<T, LaneTeam<8>, 1>(p, plan, stream);
       case 32:
         if (plan.groups == 1) return launch_pick<T, LaneTeam<32>, 1>(p, plan, stream);
-        return launch_pick<T, LaneTeam<32>, 2>(p, plan, stream);
+        return launch_pick<T, LaneTeam<32>, kStreamBatch<T>>(p, plan, stream);
       default:
-        return launch_pick<T, BlockTeam<256>, 2>(p, plan, stream);
+        return launch_pick<T, BlockTeam<256>, kStreamBatch<T>>(p, plan, stream);
     }
   }
   constexpr int kMost = cuda::held_groups(sizeof(T));
@@ -85,13 +85,12 @@ void launch_rows_of(Op op, const Params& p, const Plan& plan, void* stream) {
     case 256:
       return launch_rows<T, BlockTeam<256>, kMost>(op, p, plan, stream);
     default:
-      return launch_rows<T, BlockTeam<384>, kMost>(op, p, plan, stream);
+      if constexpr (sizeof(T) < 8) launch_rows<T, BlockTeam<480>, kMost>(op, p, plan, stream);
   }
 }
 
-template <class T>
-void launch_clusters_of(Op op, const Params& p, const Plan& plan, void* stream) {
-  using Team = ClusterTeam<384>;
+template <class T, class Team>
+void launch_clusters(Op op, const Params& p, const Plan& plan, void* stream) {
   constexpr int kMost = cuda::held_groups(sizeof(T));
   const int most_rows = (1 << 30) / plan.cluster;
   const std::int64_t rows = p.outer * p.inner;
@@ -108,6 +107,15 @@ void launch_clusters_of(Op op, const Params& p, const Plan& plan, void* stream) 
     default:
       GUMBEL_EXT_LAUNCH_CLUSTER((backward_recompute_rows_kernel<T, Team, kMost>), grid,
                                 Team::kBlockThreads, plan.cluster, stream, p);
+  }
+}
+
+template <class T>
+void launch_clusters_of(Op op, const Params& p, const Plan& plan, void* stream) {
+  if (plan.team == 256) {
+    launch_clusters<T, ClusterTeam<256>>(op, p, plan, stream);
+  } else if constexpr (sizeof(T) < 8) {
+    launch_clusters<T, ClusterTeam<480>>(op, p, plan, stream);
   }
 }
 
@@ -193,10 +201,10 @@ const char* launch_of(Op op, Params p, const Plan& plan, void* stream) {
     case Regime::kColumns:
       if (plan.team == 1) {
         launch_columns_of<T, 1>(op, p, stream);
-      } else if (plan.team == 8) {
-        launch_columns_of<T, 8>(op, p, stream);
+      } else if (plan.team == 16) {
+        if constexpr (sizeof(T) < 8) launch_columns_of<T, 16>(op, p, stream);
       } else {
-        launch_columns_of<T, 16>(op, p, stream);
+        launch_columns_of<T, 8>(op, p, stream);
       }
       break;
   }

@@ -187,7 +187,7 @@ class NoiseSource {
 
 // y[j] = noise of position j.
 template <class T>
-GUMBEL_EXT_KERNEL(256)
+GUMBEL_EXT_KERNEL(256, sizeof(T) == 8 ? 512 : 768)
 noise_kernel(const GUMBEL_EXT_CONSTANT cuda::RandomSource random, std::int64_t* used_state,
              std::int64_t count, T* y) {
   using Scalar = typename Element<T>::Scalar;

@@ -17,10 +17,13 @@ constexpr int kMost = 0;  // stands for held_groups()
 constexpr int kAny = -1;
 constexpr TeamSize kTeams[] = {
     {1, 1},  {2, 1},      {4, 1},       {8, 1},       {32, 1},
-    {32, 2}, {32, kMost}, {128, kMost}, {256, kMost}, {384, kMost},
+    {32, 2}, {32, kMost}, {128, kMost}, {256, kMost}, {480, kMost},
 };
 constexpr TeamSize kPickTeams[] = {{1, 2}, {2, 2}, {4, 2}, {8, 2}, {32, 8}, {256, kAny}};
-constexpr int kClusterThreads = 384;
+// Threads of float64 that may share a multiprocessor at most, for their registers.
+constexpr int kMostFloat64Threads = 256;
+// Clusters of small blocks first: two on a multiprocessor, one can compute while the other waits.
+constexpr int kClusterThreads[] = {256, 480};
 
 // A block must have this many classes for a second launch to pay.
 constexpr std::int64_t kMinChunkClasses = 4096;
@@ -52,7 +55,9 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   const bool pick = op == Op::kHard || op == Op::kIndexOnly;
   if (p.class_stride != 1 && p.classes > 1) {
     const std::int64_t blocks = divide_up(p.outer * divide_up(p.inner, 4), 32);
-    const bool share = p.classes >= kManyClasses && blocks < device.multiprocessors;
+    // Of float64, sixteen warps would not have the registers.
+    const bool share = p.classes >= kManyClasses && blocks < device.multiprocessors &&
+                       type != ElementType::kFloat64;
     return Plan{Regime::kColumns, p.classes < kFewClasses ? 1 : (share ? 16 : 8), 0, 1, 1, 0};
   }
   if (rows * kFewRows <= device.multiprocessors && p.classes >= 4 * kMinChunkClasses) {
@@ -68,6 +73,7 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   const TeamSize* end = pick ? std::end(kPickTeams) : std::end(kTeams);
   for (const TeamSize* size = begin; size != end; ++size) {
     const TeamSize team = *size;
+    if (type == ElementType::kFloat64 && team.threads > kMostFloat64Threads) continue;
     const int held = team.groups == kMost ? most : team.groups;
     if (groups > static_cast<std::int64_t>(team.threads) * held && team.groups != kAny) continue;
     Plan plan{Regime::kRows, team.threads, pick ? (groups > team.threads ? 2 : 1) : held, 1, 1, 0};
@@ -81,9 +87,12 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
     return plan;
   }
   if (device.clusters) {
-    for (int cluster = 2; cluster <= 16; cluster *= 2) {
-      if (groups <= static_cast<std::int64_t>(cluster) * kClusterThreads * most) {
-        return Plan{Regime::kClusters, kClusterThreads, most, cluster, 1, 0};
+    for (const int threads : kClusterThreads) {
+      if (type == ElementType::kFloat64 && threads > kMostFloat64Threads) continue;
+      for (int cluster = 2; cluster <= 16; cluster *= 2) {
+        if (groups <= static_cast<std::int64_t>(cluster) * threads * most) {
+          return Plan{Regime::kClusters, threads, most, cluster, 1, 0};
+        }
       }
     }
   }

@@ -12,7 +12,11 @@
 
 #define GUMBEL_EXT_DEVICE __device__
 #define GUMBEL_EXT_INLINE_ONLY __forceinline__
-#define GUMBEL_EXT_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+// A kernel of blocks of that many threads, whose registers must let so many threads share a
+// multiprocessor.
+#define GUMBEL_EXT_KERNEL(threads, resident) \
+  __global__ void __launch_bounds__(threads, \
+                                    (resident) / (threads) > 0 ? (resident) / (threads) : 1)
 #define GUMBEL_EXT_CONSTANT __grid_constant__
 #define GUMBEL_EXT_SHARED(Type, name, count) __shared__ Type name[count]
 

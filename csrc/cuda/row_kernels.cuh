@@ -46,7 +46,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar exponentiate(Team& team,
 }
 
 template <class T, class Team, int kGroups>
-GUMBEL_EXT_KERNEL(Team::kBlockThreads)
+GUMBEL_EXT_KERNEL(Team::kBlockThreads, resident_threads<T>(kGroups* Element<T>::kGroup))
 soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   using Held = HeldRow<T, Team, kGroups>;
@@ -175,7 +175,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void gradient_of_held(
 }
 
 template <class T, class Team, int kGroups>
-GUMBEL_EXT_KERNEL(Team::kBlockThreads)
+GUMBEL_EXT_KERNEL(Team::kBlockThreads, resident_threads<T>(kGroups* Element<T>::kGroup))
 backward_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   using Held = HeldRow<T, Team, kGroups>;
@@ -195,7 +195,7 @@ backward_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
 }
 
 template <class T, class Team, int kGroups>
-GUMBEL_EXT_KERNEL(Team::kBlockThreads)
+GUMBEL_EXT_KERNEL(Team::kBlockThreads, resident_threads<T>(2 * kGroups * Element<T>::kGroup))
 backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   using Held = HeldRow<T, Team, kGroups>;
@@ -208,17 +208,18 @@ backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     const std::int64_t index = row.classes > 0 ? p.index[row.row] : -1;
     RawGroup<T> logits[kGroups], grad[kGroups];
     Held::load(team, row, p.logits, narrowed<T>(-infinity<Scalar>()), logits);
-    Held::load(team, row, p.grad, narrowed<T>(0), grad);
-    Held held;
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-      noisy_group(p, row, Held::span(team, row, k), logits[k], noise, held.value[k]);
-    }
     // The forward left the index of the largest: no search, but one more logarithm.
     Scalar top = 0;
     if (index >= 0 && index < row.classes) {
       top = noisy_logit<T, Scalar>(p, row, static_cast<int>(index), noise);
     }
+    Held held;
+#pragma unroll
+    for (int k = 0; k < kGroups; ++k) {
+      noisy_group(p, row, Held::span(team, row, k), logits[k], noise, held.value[k]);
+    }
+    // Not sooner: the noise needs the registers.
+    Held::load(team, row, p.grad, narrowed<T>(0), grad);
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
     const Scalar factor = reciprocal(exponentiate(team, held, top, tau.exponent_scale));
 #pragma unroll
@@ -233,7 +234,7 @@ backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
 // Hard samples and indices: nothing to hold, so any number of classes. Zeros are written on the
 // way; the thread that wrote the winner's zero then makes it a one.
 template <class T, class Team, int kBatch>
-GUMBEL_EXT_KERNEL(Team::kBlockThreads)
+GUMBEL_EXT_KERNEL(Team::kBlockThreads, resident_threads<T>(2 * kBatch * Element<T>::kGroup))
 pick_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   constexpr int kGroup = Element<T>::kGroup;

@@ -10,6 +10,15 @@ inline namespace GUMBEL_EXT_ISA {
 
 using cuda::Params;
 
+// Threads of a multiprocessor that the registers of a kernel must suffice for, if each holds so
+// many elements: more threads hide more latency, up to where numbers would have to leave their
+// registers.
+template <class T>
+constexpr int resident_threads(int elements) {
+  if (sizeof(typename Element<T>::Scalar) == 8) return 384;
+  return elements <= 4 ? 1024 : (elements <= 8 ? 768 : (elements <= 24 ? 640 : 512));
+}
+
 // Groups follow noise positions, not memory: a Philox block is then never computed by two threads,
 // and in a contiguous tensor 16-byte boundaries of memory and of positions are the same. The
 // classes of a row are adjacent in memory here; other layouts are column_kernels.cuh's.

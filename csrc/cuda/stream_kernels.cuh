@@ -51,7 +51,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V merge_partials(BlockTeam<kStreamThrea
 }
 
 template <class T, Phase phase>
-GUMBEL_EXT_KERNEL(kStreamThreads)
+GUMBEL_EXT_KERNEL(kStreamThreads, resident_threads<T>(kStreamBatch<T>* Element<T>::kGroup))
 soft_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   constexpr int kGroup = Element<T>::kGroup;
@@ -128,7 +128,7 @@ soft_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
 
 // Hard samples and indices of split rows.
 template <class T>
-GUMBEL_EXT_KERNEL(kStreamThreads)
+GUMBEL_EXT_KERNEL(kStreamThreads, resident_threads<T>(kStreamBatch<T>* Element<T>::kGroup))
 pick_partial_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   constexpr int kGroup = Element<T>::kGroup;
@@ -154,7 +154,7 @@ pick_partial_kernel(const GUMBEL_EXT_CONSTANT Params p) {
 }
 
 template <class T>
-GUMBEL_EXT_KERNEL(kStreamThreads)
+GUMBEL_EXT_KERNEL(kStreamThreads, resident_threads<T>(kStreamBatch<T>* Element<T>::kGroup))
 pick_finish_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   constexpr int kGroup = Element<T>::kGroup;
@@ -245,7 +245,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_y_and_grad(const BlockTeam<kSt
 
 // y may lie where grad_logits is written: a thread reads every element before it writes it.
 template <class T, Phase phase>
-GUMBEL_EXT_KERNEL(kStreamThreads)
+GUMBEL_EXT_KERNEL(kStreamThreads, resident_threads<T>(kStreamBatch<T>* Element<T>::kGroup))
 backward_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
   constexpr int kGroup = Element<T>::kGroup;

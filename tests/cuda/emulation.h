@@ -134,7 +134,7 @@ inline bool __any_sync(unsigned mask, bool flag, const char* file = __builtin_FI
 }
 #define GUMBEL_EXT_DEVICE
 #define GUMBEL_EXT_INLINE_ONLY inline __attribute__((always_inline))
-#define GUMBEL_EXT_KERNEL(threads) void
+#define GUMBEL_EXT_KERNEL(threads, resident) void
 #define GUMBEL_EXT_CONSTANT
 #define GUMBEL_EXT_SHARED(Type, name, count) \
   static const char name##_declaration = 0;  \

@@ -688,7 +688,12 @@ void run_type(bool quick) {
     Case c;
     c.outer = 5;
     c.classes = cluster * 1500 + 7;
-    c.plan = Plan{Regime::kClusters, 384, cuda::held_groups(sizeof(T)), cluster, 1, 0};
+    c.plan = Plan{Regime::kClusters,
+                  cluster == 2 || sizeof(T) == 8 ? 256 : 480,
+                  cuda::held_groups(sizeof(T)),
+                  cluster,
+                  1,
+                  0};
     for (const Op op : {Op::kSoft, Op::kBackward, Op::kBackwardRecompute}) {
       c.op = op;
       c.grad_tau = op != Op::kSoft;
