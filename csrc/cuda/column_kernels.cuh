@@ -56,8 +56,12 @@ struct ColumnView {
   }
 };
 
+// The elements of a lane's columns in one class, where they are neighbours in memory.
 template <class T>
-struct alignas(sizeof(T) == 2 ? 8 : 16) FourElements {
+union FourElements {
+  using Vector = std::conditional_t<sizeof(T) == 2, uint2, uint4>;
+  static constexpr int kVectors = kColumnsPerLane * sizeof(T) / sizeof(Vector);
+  Vector vector[kVectors];
   T element[kColumnsPerLane];
 };
 
@@ -67,7 +71,12 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load_columns(const void* base, con
                                                            Scalar (&out)[kColumnsPerLane]) {
   const T* address = static_cast<const T*>(base) + (view.offset + c * p.class_stride);
   if (view.vector) {
-    const FourElements<T> all = *reinterpret_cast<const FourElements<T>*>(address);
+    FourElements<T> all;
+#pragma unroll
+    for (int i = 0; i < FourElements<T>::kVectors; ++i) {
+      all.vector[i] =
+          load_vector(reinterpret_cast<const typename FourElements<T>::Vector*>(address) + i);
+    }
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) out[j] = widen(all.element[j]);
     return;
@@ -87,7 +96,10 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_columns(void* base, const Pa
     FourElements<T> all;
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) narrow(in[j], &all.element[j]);
-    *reinterpret_cast<FourElements<T>*>(address) = all;
+#pragma unroll
+    for (int i = 0; i < FourElements<T>::kVectors; ++i) {
+      store_vector(reinterpret_cast<typename FourElements<T>::Vector*>(address) + i, all.vector[i]);
+    }
     return;
   }
 #pragma unroll

@@ -82,7 +82,7 @@ __device__ __forceinline__ V read_cluster_shared(const V* own, unsigned rank) {
 }
 }  // namespace gumbel_ext
 
-// 16 bytes at once. In assembler, because the compiler takes vectors apart where it finds
+// 16 or 8 bytes at once. In assembler, because the compiler takes vectors apart where it finds
 // element-wise accesses on another branch to merge with, and then does not always put them together
 // again.
 namespace gumbel_ext {
@@ -93,6 +93,14 @@ __device__ __forceinline__ uint4 load_vector(const uint4* address) {
                : "l"(address)
                : "memory");
   return v;
+}
+__device__ __forceinline__ uint2 load_vector(const uint2* address) {
+  uint2 v;
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_vector(uint2* address, uint2 v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(v.x), "r"(v.y) : "memory");
 }
 __device__ __forceinline__ void store_vector(uint4* address, uint4 v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y),

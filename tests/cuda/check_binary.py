@@ -495,6 +495,10 @@ def table(kernels: list[Kernel], compiler: str) -> str:
         f"Written by tests/cuda/check_binary.py from the machine code for sm_90 ({compiler}).",
         "How to read it: [kernels-cuda.md](kernels-cuda.md).",
     ]
+    columns = (
+        "| regime | dtype | registers | shared bytes | occupancy | instructions | bytes | slots "
+    )
+    columns += "| predicted share of memory's rate | measured |"
     of_op: dict[str, list[Kernel]] = defaultdict(list)
     for kernel in kernels:
         if kernel.architecture == 90 and kernel.per_element is not None:
@@ -504,8 +508,7 @@ def table(kernels: list[Kernel], compiler: str) -> str:
             "",
             f"## {op}",
             "",
-            "| regime | dtype | registers | shared bytes | occupancy | instructions | bytes "
-            + "| slots | predicted share of memory's rate | measured |",
+            columns,
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         order = list(TYPE_NAMES)

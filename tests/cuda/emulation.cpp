@@ -58,6 +58,8 @@ namespace gumbel_ext {
 namespace emulation {
 
 Coordinates coordinates;
+const int planted =
+    std::getenv("GUMBEL_EXT_PLANTED") ? std::atoi(std::getenv("GUMBEL_EXT_PLANTED")) : -1;
 
 Options& options() {
   static Options options;
@@ -243,9 +245,28 @@ class Scheduler {
     std::abort();
   }
 
+  void forbid(const void* address, std::size_t bytes) {
+    forbidden_.emplace_back(static_cast<const char*>(address), bytes);
+  }
+  void allow(const void* address) {
+    forbidden_.erase(std::find_if(forbidden_.begin(), forbidden_.end(),
+                                  [=](const auto& range) { return range.first == address; }));
+  }
+
+  void expect_aligned(const void* address, std::size_t size) {
+    if (reinterpret_cast<std::uintptr_t>(address) % size != 0) {
+      fail(text("it accesses %zu bytes at %p, which is not aligned", size, address));
+    }
+  }
+
   void memory_access(const void* address, std::size_t size, bool write) {
     const char* a = static_cast<const char*>(address);
     if (current_ == nullptr || (a >= current_->stack && a < current_->stack + kStackBytes)) return;
+    for (const auto& [begin, bytes] : forbidden_) {
+      if (a + size > begin && a < begin + bytes && error_.empty()) {
+        error_ = where(*current_) + (write ? "it writes" : "it reads") + " outside of an array";
+      }
+    }
     const unsigned block = block_rank();
     races_.access(address, size, write,
                   {group_, block, epochs_[block], cluster_epoch_, current_->id});
@@ -583,6 +604,7 @@ class Scheduler {
   std::vector<std::uint32_t> epochs_;
   std::vector<int> arrived_;  // at each block's barrier and, last, the cluster's
   std::uint32_t cluster_epoch_ = 0;
+  std::vector<std::pair<const char*, std::size_t>> forbidden_;
   std::string error_;
   std::mt19937 random_;
   RaceDetector races_;
@@ -646,6 +668,11 @@ void RaceDetector::access(const void* address, std::size_t size, bool write, con
 void launch(dim3 grid, int threads, int cluster, const std::function<void()>& kernel) {
   scheduler().launch(grid, threads, cluster, kernel);
 }
+void expect_aligned(const void* address, std::size_t bytes) {
+  running->expect_aligned(address, bytes);
+}
+void forbid(const void* address, std::size_t bytes) { scheduler().forbid(address, bytes); }
+void allow(const void* address) { scheduler().allow(address); }
 void block_barrier(Site site) { running->block_barrier(site); }
 void cluster_barrier(Site site) { running->cluster_barrier(site); }
 unsigned warp_operation(WarpOp op, unsigned mask, unsigned value, int source_lane, Site site) {

@@ -9,8 +9,10 @@
 //   - warp operations with a mask that leaves out a caller, or names a lane that is gone or
 //   elsewhere;
 //   - reads of shared memory that was never written: it starts as NaN;
-//   - overruns of shared memory (a heap block for each array) and of global memory, under ASan;
-//     misaligned vector accesses, under UBSan;
+//   - overruns of shared memory (a heap block for each array) and of global memory, under ASan or,
+//   for
+//     memory beside what forbid() was told of, by the hooks that find races;
+//   - misaligned vector accesses;
 //   - races, where the kernels are compiled with -fsanitize=thread (and libtsan is not linked: the
 //     hooks are emulation.cpp's): two threads touch a byte, one of them writes, no barrier between.
 //
@@ -30,6 +32,9 @@ struct dim3 {
 };
 struct uint3 {
   unsigned x, y, z;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
 };
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -53,6 +58,13 @@ struct Options {
 };
 Options& options();
 
+// Memory beside an allocation, that no kernel may touch; and no longer. Seen where the kernels are
+// compiled with -fsanitize=thread.
+void forbid(const void* address, std::size_t bytes);
+void allow(const void* address);
+// The number of the bug that planted_bugs.py wants switched on, from GUMBEL_EXT_PLANTED; -1: none.
+extern const int planted;
+
 // What a launch throws: the bug, and where.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -72,6 +84,7 @@ struct Site {
 
 enum class WarpOp { kShuffleXor, kAny, kMin, kMax };
 
+void expect_aligned(const void* address, std::size_t bytes);
 void launch(dim3 grid, int threads, int cluster, const std::function<void()>& kernel);
 void block_barrier(Site site);
 void cluster_barrier(Site site);
@@ -97,8 +110,16 @@ template <class V>
 V read_cluster_shared(const V* own, unsigned rank) {
   return *static_cast<const V*>(emulation::shared_array_of(own, rank));
 }
-inline uint4 load_vector(const uint4* address) { return *address; }
-inline void store_vector(uint4* address, uint4 v) { *address = v; }
+template <class Vector>
+Vector load_vector(const Vector* address) {
+  emulation::expect_aligned(address, sizeof(Vector));
+  return *address;
+}
+template <class Vector>
+void store_vector(Vector* address, Vector v) {
+  emulation::expect_aligned(address, sizeof(Vector));
+  *address = v;
+}
 inline const char* launch_error() { return nullptr; }
 constexpr bool kWarpReduces = true;
 inline int warp_min(int v, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {

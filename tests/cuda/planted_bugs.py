@@ -3,8 +3,8 @@
     python tests/cuda/planted_bugs.py [only bugs whose description contains this]
 
 Every barrier of the kernels is deleted in turn, found by its name, so that a new one is covered
-without being listed; masks, bounds checks, tie-breaks and the like are listed below. Needs g++, no
-CUDA. About four minutes on two cores.
+without being listed; masks, bounds checks, tie-breaks and the like are listed below. All bugs are
+compiled at once, each behind a switch that an environment variable turns on. Needs g++, no CUDA.
 """
 
 # ruff: noqa: E501
@@ -17,318 +17,278 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "csrc" / "cuda"
 
-BARRIERS = re.compile(r"^ *(__syncthreads|cluster_barrier)\(\);\n", re.MULTILINE)
-BARRIER_FILES = ("team.cuh", "column_kernels.cuh", "row_kernels.cuh", "stream_kernels.cuh")
+BARRIER = re.compile(r"\b(?:__syncthreads|cluster_barrier)\(\);")
+BARRIER_FILES = (
+    "team.cuh",
+    "row_view.cuh",
+    "row_kernels.cuh",
+    "stream_kernels.cuh",
+    "column_kernels.cuh",
+)
 
 
 @dataclass(frozen=True)
 class Bug:
+    """`old`, the nth of its occurrences in a file, becomes `new`, in which BUG is the switch."""
+
     what: str
     file: str
     old: str
     new: str
-    nth: int = 0  # which occurrence of `old`, of `of`
+    nth: int = 0
     of: int = 1
-    address_sanitizer: bool = False  # who sees it: ASan + UBSan instead of the race detector
 
-    def plant(self, folder: Path) -> None:
-        path = folder / "csrc" / "cuda" / self.file
-        text = path.read_text(encoding="utf-8")
+    def place(self, text: str) -> int:
         places = [match.start() for match in re.finditer(re.escape(self.old), text)]
         if len(places) != self.of:
             sys.exit(
                 f"planted_bugs: {self.what}: {self.file} has {len(places)} x {self.old!r}, "
                 f"expected {self.of}"
             )
-        start = places[self.nth]
-        path.write_text(text[:start] + self.new + text[start + len(self.old) :], encoding="utf-8")
+        return places[self.nth]
+
+
+def swap(what: str, file: str, old: str, new: str, nth: int = 0, of: int = 1) -> Bug:
+    """An expression for another."""
+    return Bug(what, file, old, f"(BUG ? ({new}) : ({old}))", nth, of)
+
+
+def drop(what: str, file: str, statement: str, nth: int = 0, of: int = 1) -> Bug:
+    """A statement deleted."""
+    return Bug(what, file, statement, f"if (!BUG) {{ {statement} }}", nth, of)
+
+
+def loop(what: str, file: str, old: str, counter: str, count: str, of: int = 1) -> Bug:
+    """A loop that runs down to 0 runs up instead."""
+    new = (
+        f"for (int {counter} = BUG ? 0 : {count} - 1; BUG ? {counter} < {count} : {counter} >= 0; "
+        f"{counter} += BUG ? 1 : -1)"
+    )
+    return Bug(what, file, old, new, 0, of)
 
 
 def deleted_barriers() -> list[Bug]:
     bugs = []
     for file in BARRIER_FILES:
-        text = (ROOT / "csrc" / "cuda" / file).read_text(encoding="utf-8")
-        lines = [match.group(0) for match in BARRIERS.finditer(text)]
-        for position, line in enumerate(lines):
-            nth = lines[:position].count(line)
-            name = line.strip().rstrip(";")
+        text = (KERNELS / file).read_text(encoding="utf-8")
+        calls = [match.group(0) for match in BARRIER.finditer(text)]
+        for position, call in enumerate(calls):
+            nth = calls[:position].count(call)
             bugs.append(
-                Bug(
-                    f"{file}: {name} number {nth + 1} deleted",
+                drop(
+                    f"{file}: {call[:-1]} number {nth + 1} deleted",
                     file,
-                    line,
-                    "",
+                    call,
                     nth,
-                    text.count(line),
+                    calls.count(call),
                 )
             )
     return bugs
 
 
+T, V, R, S, C, N = (
+    "team.cuh",
+    "row_view.cuh",
+    "row_kernels.cuh",
+    "stream_kernels.cuh",
+    "column_kernels.cuh",
+    "noise.cuh",
+)
+
 BUGS = [
     # ---- agreement among threads
-    Bug("lane 31 left out of the mask", "team.cuh", "kWholeWarp = 0xFFFFFFFFu", "kWholeWarp = 0x7FFFFFFFu"),
-    Bug("teams reduce over their neighbours", "team.cuh", "if (distance < lanes) v = op(",
-        "if (distance <= lanes) v = op("),
-    Bug("integer teams reduce over their neighbours", "team.cuh",
-        "if (distance < lanes) v = Smaller()(", "if (distance <= lanes) v = Smaller()("),
-    Bug("largest of teams over their neighbours", "team.cuh",
-        "if (distance < lanes) v = Larger()(", "if (distance <= lanes) v = Larger()("),
-    Bug("negative numbers in the order of their bits", "team.cuh",
-        "return b ^ ((b >> 31) & 0x7FFFFFFF);", "return b;"),
-    Bug("a slow row diverges from the rest of its warp", "team.cuh",
-        "return __any_sync(kWholeWarp, flag);", "return flag;"),
-    Bug("every lane writes its warp's part", "team.cuh",
-        "if (threadIdx.x % 32 == 0) of_warp", "of_warp"),
-    Bug("the last warp's part is forgotten", "team.cuh", "for (int w = 1; w < kWarps; ++w)",
-        "for (int w = 1; w < kWarps - 1; ++w)"),
-    Bug("every thread writes its block's part", "team.cuh",
-        "if (threadIdx.x == 0) of_block[0] = v;", "of_block[0] = v;"),
-    Bug("a block of the cluster is forgotten", "team.cuh",
-        "for (unsigned b = 1; b < cluster_blocks(); ++b)", "for (unsigned b = 2; b < cluster_blocks(); ++b)"),
-    Bug("empty parts are rescaled", "team.cuh", "part.best.value == largest", "false"),
+    Bug("lane 31 left out of a shuffle's mask", T, "__shfl_xor_sync(kWholeWarp, ", "__shfl_xor_sync(BUG ? 0x7FFFFFFFu : kWholeWarp, "),
+    *(swap(f"teams reduce over their neighbours, place {nth + 1}", T, "distance < lanes", "distance <= lanes", nth, 3) for nth in range(3)),
+    swap("negative numbers in the order of their bits", T, "b ^ ((b >> 31) & 0x7FFFFFFF)", "b"),
+    swap("a slow row diverges from the rest of its warp", T, "__any_sync(kWholeWarp, flag)", "flag"),
+    Bug("lane 31 left out of a vote's mask", T, "__any_sync(kWholeWarp, flag)", "__any_sync(BUG ? 0x7FFFFFFFu : kWholeWarp, flag)"),
+    swap("every lane writes its warp's part", T, "threadIdx.x % 32 == 0", "true"),
+    swap("the last warp's part is forgotten", T, "w < kWarps", "w < kWarps - 1"),
+    swap("every thread writes its block's part", T, "threadIdx.x == 0", "true"),
+    Bug("a block of the cluster is forgotten", T, "unsigned b = 1; b < cluster_blocks()", "unsigned b = BUG ? 2 : 1; b < cluster_blocks()"),
+    swap("empty parts are rescaled", T, "part.best.value == largest", "false"),
     # ---- ties and NaN
-    Bug("ties between threads to the higher index", "team.cuh", "b.index < a.index", "b.index > a.index"),
-    Bug("ties between held threads to the higher index", "row_kernels.cuh",
-        "index = team.reduce(index, Smaller());", "index = team.reduce(index, Larger());"),
-    Bug("ties between held groups to the higher index", "row_kernels.cuh",
-        "for (int k = kGroups - 1; k >= 0; --k)", "for (int k = 0; k < kGroups; ++k)"),
-    Bug("ties in a held group to the higher index", "row_kernels.cuh",
-        "for (int v = kGroup - 1; v >= 0; --v)", "for (int v = 0; v < kGroup; ++v)"),
-    Bug("ties in a streamed group to the higher index", "row_view.cuh",
-        "for (int v = count - 1; v >= 0; --v)", "for (int v = 0; v < count; ++v)"),
-    Bug("ties between streamed groups to the later", "row_view.cuh", "if (top <= best.value ||",
-        "if (top < best.value ||"),
-    Bug("ties between columns' classes to the later, index only", "column_kernels.cuh",
-        "if (!(z[j] <= best[j].value) &&", "if (!(z[j] < best[j].value) &&"),
-    Bug("ties between columns' classes to the later, soft", "column_kernels.cuh",
-        "if (!(z[j] <= best.value)) {", "if (!(z[j] < best.value)) {"),
-    Bug("a number displaces a NaN in a streamed row", "row_view.cuh", " || best.is_nan()) return;", ") return;"),
-    Bug("a number displaces a NaN in a column", "column_kernels.cuh", " && !best[j].is_nan())", ")"),
-    Bug("a number displaces a NaN in a soft column", "column_kernels.cuh",
-        "if (best.is_nan()) continue;", ""),
-    Bug("a number beats another thread's NaN", "team.cuh", "b.is_nan() || b.value > a.value",
-        "b.value > a.value"),
-    Bug("the last NaN of a thread instead of the first", "row_view.cuh",
-        "first_nan = c;\n      break;", "first_nan = c;"),
-    Bug("the last allowed class instead of the first", "row_view.cuh",
-        "if (first_allowed == kNoIndex) first_allowed = c;", "first_allowed = c;"),
-    Bug("the last allowed class of a column", "column_kernels.cuh",
-        "if (first_allowed == kNoIndex) first_allowed = c;", "first_allowed = c;"),
-    Bug("an index although nothing is above -inf", "row_kernels.cuh",
-        "top > -infinity<Scalar>() ? index : kNoIndex", "index"),
-    Bug("+inf in a column is an ordinary winner", "column_kernels.cuh",
-        "best.value == infinity<Scalar>() || ", ""),
-    Bug("exponentials of -inf less -inf in a streamed row", "stream_kernels.cuh",
-        "if (total.best.value == -infinity<Scalar>()) return;", ""),
-    Bug("forbidden rows have gradients", "row_kernels.cuh", "if (forbidden) {", "if (false) {"),
-    Bug("forbidden streamed rows have gradients", "stream_kernels.cuh", "if (forbidden) {", "if (false) {"),
-    Bug("a tau that is none passes", "row_view.cuh", "if (!(tau > 0 && tau < infinity<Scalar>()))", "if (false)"),
+    swap("ties between threads to the higher index", T, "b.index < a.index", "b.index > a.index"),
+    Bug("ties between held threads to the higher index", R, "index = team.reduce(index, Smaller());", "index = BUG ? -team.reduce(-index, Smaller()) : team.reduce(index, Smaller());"),
+    loop("ties between held groups to the higher index", R, "for (int k = kGroups - 1; k >= 0; --k)", "k", "kGroups"),
+    loop("ties in a held group to the higher index", R, "for (int v = kGroup - 1; v >= 0; --v)", "v", "kGroup"),
+    loop("ties in a streamed group to the higher index", V, "for (int v = count - 1; v >= 0; --v)", "v", "count"),
+    swap("ties between streamed groups to the later", V, "top <= best.value", "top < best.value"),
+    swap("ties between columns' classes to the later, index only", C, "z[j] <= best[j].value", "z[j] < best[j].value"),
+    swap("ties between columns' classes to the later, soft", C, "z[j] <= best.value", "z[j] < best.value"),
+    Bug("a number displaces a NaN in a streamed row", V, "|| best.is_nan()) return", "|| (!BUG && best.is_nan())) return"),
+    Bug("a number displaces a NaN in a column", C, "&& !best[j].is_nan()) best", "&& (BUG || !best[j].is_nan())) best"),
+    drop("a number displaces a NaN in a soft column", C, "if (best.is_nan()) continue;"),
+    swap("a number beats another thread's NaN", T, "b.is_nan() || b.value > a.value", "b.value > a.value"),
+    Bug("the last NaN of a thread instead of the first", V, "first_nan = c;\n      break;", "first_nan = c;\n      if (!BUG) break;"),
+    Bug("the last allowed class instead of the first", V, "if (first_allowed == kNoIndex) first_allowed = c;", "if (BUG || first_allowed == kNoIndex) first_allowed = c;"),
+    Bug("the last allowed class of a column", C, "if (first_allowed == kNoIndex) first_allowed = c;", "if (BUG || first_allowed == kNoIndex) first_allowed = c;"),
+    swap("an index although nothing is above -inf", R, "top > -infinity<Scalar>() ? index : kNoIndex", "index"),
+    swap("+inf in a column is an ordinary winner", C, "best.value == infinity<Scalar>()", "false"),
+    drop("exponentials of -inf less -inf in a streamed row", S, "if (total.best.value == -infinity<Scalar>()) return;"),
+    Bug("forbidden rows have gradients", R, "if (forbidden) {", "if (!BUG && forbidden) {"),
+    Bug("forbidden streamed rows have gradients", S, "if (forbidden) {", "if (!BUG && forbidden) {"),
+    swap("a tau that is none passes", V, "tau > 0 && tau < infinity<Scalar>()", "true"),
     # ---- the mask
-    Bug("the mask is ignored", "row_view.cuh", "if (p.mask != nullptr) {", "if (false) {"),
-    Bug("the columns' mask is ignored", "column_kernels.cuh", "if (p.mask != nullptr) {", "if (false) {"),
-    Bug("the mask decides nothing about forbidden rows", "row_view.cuh",
-        "if (!is_allowed(p, row, c)) continue;", ""),
-    Bug("the mask decides nothing about forbidden columns", "column_kernels.cuh",
-        "if (!view.allowed(p, column, c)) continue;", ""),
-    Bug("the mask is read past the row", "row_view.cuh", "if (span.holds(v) && !is_allowed(",
-        "if (!is_allowed(", address_sanitizer=True),
-    Bug("the mask is read past the columns", "column_kernels.cuh",
-        "if (j < view.columns && !view.allowed(", "if (!view.allowed(", address_sanitizer=True),
+    Bug("the mask is ignored", V, "if (p.mask != nullptr) {", "if (!BUG && p.mask != nullptr) {"),
+    Bug("the columns' mask is ignored", C, "if (p.mask != nullptr) {", "if (!BUG && p.mask != nullptr) {"),
+    drop("the mask decides nothing about forbidden rows", V, "if (!is_allowed(p, row, c)) continue;"),
+    drop("the mask decides nothing about forbidden columns", C, "if (!view.allowed(p, column, c)) continue;"),
+    Bug("the mask is read past the row", V, "if (span.holds(v) && !is_allowed(", "if ((BUG || span.holds(v)) && !is_allowed("),
+    Bug("the mask is read past the columns", C, "if (j < view.columns && !view.allowed(", "if ((BUG || j < view.columns) && !view.allowed("),
     # ---- bounds
-    Bug("loads past the row", "row_view.cuh", "span.holds(v) ? address[v] : outside", "address[v]"),
-    Bug("stores past the row", "row_view.cuh", "if (span.holds(v)) address[v]", "address[v]"),
-    Bug("vectors before the row", "row_view.cuh", "row.vector && s.c >= 0 &&", "row.vector &&"),
-    Bug("vectors past the row", "row_view.cuh", " && s.c <= row.classes - kGroup;", ";"),
-    Bug("vectors that are not aligned", "row_view.cuh", "s.vector = row.vector && ", "s.vector = ",
-        address_sanitizer=True),
-    *(Bug(f"alignment of operand {nth + 1} is not looked at", "row_view.cuh", operand, "true",
-          address_sanitizer=True)
-      for nth, operand in enumerate(("aligned<T>(p.logits, first)", "aligned<T>(p.y, first)",
-                                     "aligned<T>(p.grad, first)", "aligned<T>(p.grad_logits, first)"))),
-    Bug("rows past the last", "row_view.cuh", "const bool exists = row < p.outer * p.inner;",
-        "const bool exists = true;", address_sanitizer=True),
-    *(Bug(f"a row that does not exist writes, place {nth + 1}", "row_kernels.cuh",
-          "team.rank() == 0 && row.classes > 0)", "team.rank() == 0)", nth, 3) for nth in range(3)),
-    *(Bug(f"every thread of a team writes, place {nth + 1}", "row_kernels.cuh",
-          "team.rank() == 0 && row.classes > 0)", "row.classes > 0)", nth, 3) for nth in range(3)),
-    Bug("groups of the next chunk", "row_view.cuh", "if (group >= last) break;", ""),
-    *(Bug(f"groups of the next chunk, backward, place {nth + 1}", "stream_kernels.cuh",
-          "if (group >= chunk.last_group) break;", "", nth, 2) for nth in range(2)),
-    *(Bug(f"every thread writes a split row's part, place {nth + 1}", "stream_kernels.cuh",
-          "if (team.rank() == 0) partials_of_row", "partials_of_row", nth, 3) for nth in range(3)),
-    Bug("every thread writes the split winner's one", "stream_kernels.cuh",
-        "if (team.rank() == 0) narrow(", "narrow("),
-    Bug("every chunk writes the index", "stream_kernels.cuh", "team.rank() == 0 && blockIdx.y == 0) p.index",
-        "team.rank() == 0) p.index"),
-    Bug("every chunk writes dtau", "stream_kernels.cuh", "team.rank() == 0 && blockIdx.y == 0) {",
-        "team.rank() == 0) {"),
-    Bug("a chunk of a split row is forgotten", "stream_kernels.cuh", "k < p.chunks;", "k < p.chunks - 1;"),
-    Bug("every block records the state", "noise.cuh", "blockIdx.x != 0 || ", ""),
-    Bug("every chunk records the state", "noise.cuh", "blockIdx.y != 0 || ", ""),
-    Bug("every thread records the state", "noise.cuh", " || threadIdx.x != 0)", ")"),
-    Bug("noise past the end", "noise.cuh", "if (4 * k + j < count) narrow(", "narrow(", address_sanitizer=True),
-    Bug("loads past the columns", "column_kernels.cuh", "out[j] = j < view.columns ?", "out[j] = true ?",
-        address_sanitizer=True),
-    Bug("stores past the columns", "column_kernels.cuh", "if (j < view.columns) narrow(", "narrow("),
-    Bug("tau of columns past the last", "column_kernels.cuh",
-        "tau[j] = inverse_tau<Scalar>(p, view.row + (j < view.columns ? j : 0));",
-        "tau[j] = inverse_tau<Scalar>(p, view.row + j);", address_sanitizer=True),
-    Bug("tau of columns past the last, backward", "column_kernels.cuh",
-        "inverse[j] = inverse_tau<Scalar>(p, view.row + (j < view.columns ? j : 0)).inverse;",
-        "inverse[j] = inverse_tau<Scalar>(p, view.row + j).inverse;", address_sanitizer=True),
-    Bug("special columns past the last", "column_kernels.cuh", "special[j] = j < view.columns && (",
-        "special[j] = (", address_sanitizer=True),
-    Bug("indices of columns past the last", "column_kernels.cuh",
-        "warp == 0 && j < view.columns) p.index", "warp == 0) p.index"),
-    Bug("every warp writes the columns' index", "column_kernels.cuh",
-        "warp == 0 && j < view.columns) p.index", "j < view.columns) p.index"),
-    Bug("winners of columns past the last", "column_kernels.cuh", "if (j >= view.columns) continue;", "",
-        address_sanitizer=True),
-    Bug("index of columns past the last, backward", "column_kernels.cuh",
-        "const std::int64_t index = j < view.columns ? p.index[view.row + j] : -1;",
-        "const std::int64_t index = p.index[view.row + j];", address_sanitizer=True),
-    Bug("dtau of columns past the last", "column_kernels.cuh", "warp == 0 && j < view.columns) {", "warp == 0) {"),
-    Bug("every warp writes the columns' dtau", "column_kernels.cuh", "warp == 0 && j < view.columns) {",
-        "j < view.columns) {"),
-    Bug("every warp writes the columns' one", "column_kernels.cuh", "if (index % kWarps == warp) narrow(", "narrow("),
-    Bug("vectors across fewer columns than four", "column_kernels.cuh",
-        "v.vector = v.columns == kColumnsPerLane && ", "v.vector = "),
-    Bug("vectors across columns that are apart", "column_kernels.cuh", "p.inner_stride == 1 &&", "true &&"),
-    Bug("vectors across classes that are not aligned alike", "column_kernels.cuh",
-        "p.class_stride % kColumnsPerLane == 0 && ", "true && ", address_sanitizer=True),
-    *(Bug(f"alignment of columns' operand {nth + 1} is not looked at", "column_kernels.cuh", operand,
-          "true", address_sanitizer=True)
-      for nth, operand in enumerate(("aligned<T>(p.logits, v.offset)", "aligned<T>(p.y, v.offset)",
-                                     "aligned<T>(p.grad, v.offset)", "aligned<T>(p.grad_logits, v.offset)"))),
-    Bug("an index that is no class", "row_view.cuh", "if (index >= row.classes) return", "if (false) return", address_sanitizer=True),
-    Bug("an index that is no class, recomputed", "row_kernels.cuh", "if (index >= 0 && index < row.classes) {", "if (index >= 0) {", address_sanitizer=True),
-    Bug("an index that is no class, columns", "column_kernels.cuh", "if (index >= classes) {", "if (false) {", address_sanitizer=True),
+    Bug("loads past the row", V, "span.holds(v) ? address[v]", "(BUG || span.holds(v)) ? address[v]"),
+    Bug("stores past the row", V, "if (span.holds(v)) address[v]", "if (BUG || span.holds(v)) address[v]"),
+    swap("vectors before the row", V, "s.c >= 0", "true"),
+    swap("vectors past the row", V, "s.c <= row.classes - kGroup", "true"),
+    Bug("vectors that are not aligned", V, "s.vector = row.vector && ", "s.vector = (BUG || row.vector) && "),
+    *(swap(f"alignment of {operand} is not looked at", V, f"aligned<T>(p.{operand}, first)", "true") for operand in ("logits", "y", "grad", "grad_logits")),
+    swap("rows past the last", V, "row < p.outer * p.inner", "true"),
+    *(swap(f"a row that does not exist writes, place {nth + 1}", R, "team.rank() == 0 && row.classes > 0", "team.rank() == 0", nth, 3) for nth in range(3)),
+    *(swap(f"every thread of a team writes, place {nth + 1}", R, "team.rank() == 0 && row.classes > 0", "row.classes > 0", nth, 3) for nth in range(3)),
+    Bug("groups of the next chunk", V, "if (group >= last) break;", "if (!BUG && group >= last) break;"),
+    *(Bug(f"groups of the next chunk, backward, place {nth + 1}", S, "if (group >= chunk.last_group) break;", "if (!BUG && group >= chunk.last_group) break;", nth, 2) for nth in range(2)),
+    *(Bug(f"every thread writes a split row's part, place {nth + 1}", S, "if (team.rank() == 0) partials_of_row", "if (BUG || team.rank() == 0) partials_of_row", nth, 3) for nth in range(3)),
+    Bug("every thread writes the split winner's one", S, "if (team.rank() == 0) narrow(", "if (BUG || team.rank() == 0) narrow("),
+    Bug("every chunk writes the index", S, "blockIdx.y == 0) p.index", "(BUG || blockIdx.y == 0)) p.index"),
+    Bug("every chunk writes dtau", S, "blockIdx.y == 0) {", "(BUG || blockIdx.y == 0)) {"),
+    swap("a chunk of a split row is forgotten", S, "k < p.chunks", "k < p.chunks - 1"),
+    swap("every block records the state", N, "blockIdx.x != 0", "false"),
+    swap("every chunk records the state", N, "blockIdx.y != 0", "false"),
+    swap("every thread records the state", N, "threadIdx.x != 0", "false"),
+    swap("noise past the end", N, "4 * k + j < count", "true"),
+    Bug("loads past the columns", C, "out[j] = j < view.columns ?", "out[j] = (BUG || j < view.columns) ?"),
+    Bug("stores past the columns", C, "if (j < view.columns) narrow(", "if (BUG || j < view.columns) narrow("),
+    *(swap(f"tau of columns past the last, place {nth + 1}", C, "(j < view.columns ? j : 0)", "j", nth, 2) for nth in range(2)),
+    Bug("special columns past the last", C, "special[j] = j < view.columns && ", "special[j] = (BUG || j < view.columns) && "),
+    swap("indices of columns past the last", C, "warp == 0 && j < view.columns", "warp == 0", 0, 2),
+    swap("every warp writes the columns' index, soft", C, "warp == 0 && j < view.columns", "j < view.columns", 0, 2),
+    Bug("every warp writes the columns' index", C, "warp == 0) p.index", "(BUG || warp == 0)) p.index"),
+    Bug("winners of columns past the last", C, "if (j >= view.columns) continue;", "if (!BUG && j >= view.columns) continue;"),
+    Bug("index of columns past the last, backward", C, "index = j < view.columns ? p.index", "index = (BUG || j < view.columns) ? p.index"),
+    swap("dtau of columns past the last", C, "warp == 0 && j < view.columns", "warp == 0", 1, 2),
+    swap("every warp writes the columns' dtau", C, "warp == 0 && j < view.columns", "j < view.columns", 1, 2),
+    swap("every warp writes the columns' one", C, "index % kWarps == warp", "true"),
+    swap("vectors across fewer columns than four", C, "v.columns == kColumnsPerLane", "true"),
+    swap("vectors across columns that are apart", C, "p.inner_stride == 1", "true"),
+    swap("vectors across classes that are not aligned alike", C, "p.class_stride % kColumnsPerLane == 0", "true"),
+    *(swap(f"alignment of columns' {operand} is not looked at", C, f"aligned<T>(p.{operand}, v.offset)", "true") for operand in ("logits", "y", "grad", "grad_logits")),
+    swap("an index that is no class", V, "index >= row.classes", "false"),
+    swap("an index that is no class, recomputed", R, "index < row.classes", "true"),
+    swap("an index that is no class, columns", C, "index >= classes", "false"),
     # ---- the noise
-    Bug("the second word is never asked for", "noise.cuh", "< (1u << 20);", "< 0u;"),
-    Bug("block numbers wrap at 32 bits", "noise.cuh", "if (high != block_high_) {", "if (false) {"),
-    Bug("the offset counts words", "noise.cuh", "if (source.offset_in_words) state.offset /= 4;", ""),
-    Bug("the offset within a graph is forgotten", "noise.cuh", " + source.offset_more;", ";"),
+    swap("the second word is never asked for", N, "(hi ^ spread_top_bit(DeviceU32{hi}).v) < (1u << 20)", "false"),
+    swap("block numbers wrap at 32 bits", N, "high != block_high_", "false"),
+    drop("the offset counts words", N, "if (source.offset_in_words) state.offset /= 4;"),
+    swap("the offset within a graph is forgotten", N, "source.offset_more", "0"),
 ]  # fmt: skip
 
 
 def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, text=True, capture_output=True, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, text=True, capture_output=True, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def compiler_flags(address_sanitizer: bool) -> tuple[list[str], list[str]]:
-    """Flags of everything, and those of the kernels alone."""
-    flags = [
-        "-std=c++20", "-g1", "-O0", "-ffp-contract=off", "-Wno-unknown-pragmas",
-        "-DGUMBEL_EXT_EMULATE_CUDA", "-DGUMBEL_EXT_TYPE=float", "-Itests/cuda", "-Icsrc/cuda",
-    ]  # fmt: skip
-    if platform.machine() == "x86_64" and "fma" in Path("/proc/cpuinfo").read_text().split():
-        flags.append("-mfma")
-    if address_sanitizer:
-        return [*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"], []
-    return flags, ["-fsanitize=thread"]
+def plant(bugs: list[Bug], folder: Path) -> None:
+    """Rewrites the kernels in a copy of the tree with a switch for each bug."""
+    of_file = defaultdict(list)
+    for number, bug in enumerate(bugs):
+        of_file[bug.file].append((number, bug))
+    for file, numbered in of_file.items():
+        path = folder / "csrc" / "cuda" / file
+        text = path.read_text(encoding="utf-8")
+        # Bugs at the same place go one into the other; otherwise from the end, so that places stay.
+        of_place = defaultdict(list)
+        for number, bug in numbered:
+            of_place[bug.place(text), bug.old].append((number, bug))
+        end = len(text) + 1
+        for (start, old), there in sorted(of_place.items(), reverse=True):
+            if start + len(old) > end:
+                sys.exit(f"planted_bugs: {file}: two bugs overlap at {old!r}")
+            end = start
+            new = old
+            for number, bug in there:
+                switch = f"(::gumbel_ext::emulation::planted == {number})"
+                if old not in new:
+                    sys.exit(f"planted_bugs: {bug.what}: an earlier bug leaves nothing of {old!r}")
+                new = new.replace(old, bug.new.replace("BUG", switch), 1)
+            text = text[:start] + new + text[start + len(old) :]
+        path.write_text(text, encoding="utf-8")
 
 
-class Suite:
-    """The emulated tests of float32, compiled for each kind of checker."""
+def build(folder: Path) -> Path:
+    """The emulated tests of float32, with the race detector's hooks in the kernels."""
+    compiler = os.environ.get("CXX", "g++")
+    flags = ["-std=c++20", "-ffp-contract=off", "-w", "-DGUMBEL_EXT_EMULATE_CUDA"]
+    flags += ["-DGUMBEL_EXT_TYPE=float", "-Itests/cuda", "-Icsrc/cuda"]
+    sources = ["csrc/cuda/plan.cpp", "csrc/cpu/plan.cpp", "csrc/cpu/kernels_baseline.cpp"]
+    if platform.machine() == "x86_64":
+        sources.append("csrc/cpu/kernels_avx2.cpp")
+        if "fma" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split():
+            flags.append("-mfma")
+    commands = [[*flags, "-O2", "-c", source] for source in (*sources, "tests/cuda/emulation.cpp")]
+    commands.append([*flags, "-O1", "-fsanitize=thread", "-c", "tests/cuda/test_cuda_kernels.cpp"])
+    objects = [str(folder / (command[-1].replace("/", "-") + ".o")) for command in commands]
+    program = folder / "kernels"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.compiler = os.environ.get("CXX", "g++")
-        self.objects: dict[bool, list[str]] = {}
-        sources = ["csrc/cuda/plan.cpp", "csrc/cpu/plan.cpp", "csrc/cpu/kernels_baseline.cpp"]
-        if platform.machine() == "x86_64":
-            sources.append("csrc/cpu/kernels_avx2.cpp")
-        shared = []
-        for source in sources:
-            shared.append(str(folder / (source.replace("/", "-") + ".o")))
-            self.compile(
-                ["-std=c++20", "-O2", "-ffp-contract=off", "-c", source, "-o", shared[-1]], ROOT
-            )
-        for address_sanitizer in (False, True):
-            emulation = str(folder / f"emulation-{address_sanitizer}.o")
-            flags, _ = compiler_flags(address_sanitizer)
-            self.compile([*flags, "-O2", "-c", "tests/cuda/emulation.cpp", "-o", emulation], ROOT)
-            self.objects[address_sanitizer] = [emulation, *shared]
-
-    def compile(self, arguments: list[str], folder: Path) -> None:
-        done = run([self.compiler, *arguments], cwd=folder)
+    def compile_one(arguments: list[str]) -> None:
+        done = run([compiler, *arguments], cwd=folder)
         if done.returncode != 0:
-            sys.exit(
-                f"planted_bugs: does not compile: {' '.join(arguments)}\n{done.stderr[-2000:]}"
-            )
+            sys.exit(f"planted_bugs: does not compile: {' '.join(arguments)}\n{done.stderr[:3000]}")
 
-    def first_failure(self, tree: Path, address_sanitizer: bool) -> str | None:
-        """What the tests of `tree` say, or None when they pass."""
-        flags, of_kernels = compiler_flags(address_sanitizer)
-        program = tree / "kernels"
-        self.compile(
-            [*flags, *of_kernels, "-c", "tests/cuda/test_cuda_kernels.cpp", "-o", f"{program}.o"],
-            tree,
-        )
-        self.compile(
-            [*flags, f"{program}.o", *self.objects[address_sanitizer], "-o", str(program)], tree
-        )
-        environment = dict(
-            os.environ,
-            GUMBEL_EXT_QUICK="1",
-            GUMBEL_EXT_FAIL_FAST="1",
-            ASAN_OPTIONS="detect_leaks=0",
-        )
-        try:
-            done = run([str(program)], env=environment, timeout=300)
-        except subprocess.TimeoutExpired:
-            return "no end within five minutes"
-        if done.returncode == 0:
-            return None
-        lines = [
-            line
-            for line in (done.stdout + done.stderr).splitlines()
-            if "FAILED" in line or "ERROR" in line or "runtime error" in line
-        ]
-        return lines[0] if lines else f"exit status {done.returncode}"
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
+        list(pool.map(compile_one, [[*c, "-o", o] for c, o in zip(commands, objects, strict=True)]))
+    compile_one([*objects, "-o", str(program)])
+    return program
+
+
+# Where a bug in a file shows; the others show everywhere.
+REGIMES = {S: "stream,split", C: "columns"}
+
+
+def first_failure(program: Path, number: int, regimes: str = "") -> str | None:
+    """What the tests say with a bug switched on, or None when they pass."""
+    switches = {"GUMBEL_EXT_QUICK": "1", "GUMBEL_EXT_FAIL_FAST": "1"}
+    switches |= {"GUMBEL_EXT_PLANTED": str(number), "GUMBEL_EXT_REGIMES": regimes}
+    try:
+        done = run([str(program)], env={**os.environ, **switches}, timeout=300)
+    except subprocess.TimeoutExpired:
+        return "no end within five minutes"
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stdout.splitlines() if "FAILED" in line]
+    return lines[0].removeprefix("FAILED ") if lines else f"exit status {done.returncode}"
 
 
 def main() -> int:
     only = sys.argv[1] if len(sys.argv) > 1 else ""
     bugs = [bug for bug in [*deleted_barriers(), *BUGS] if only in bug.what]
+    missed = 0
     with tempfile.TemporaryDirectory() as name:
-        base = Path(name)
-        suite = Suite(base)
-
-        def tree(title: str) -> Path:
-            folder = base / title
-            for part in ("csrc", "tests/cuda"):
-                shutil.copytree(ROOT / part, folder / part)
-            return folder
-
-        def caught(numbered: tuple[int, Bug]) -> tuple[Bug, str | None]:
-            number, bug = numbered
-            folder = tree(f"bug{number}")
-            bug.plant(folder)
-            failure = suite.first_failure(folder, bug.address_sanitizer)
-            shutil.rmtree(folder)
-            return bug, failure
-
-        for address_sanitizer in (False, True):
-            failure = suite.first_failure(tree(f"sound{address_sanitizer}"), address_sanitizer)
-            if failure is not None:
-                sys.exit(f"planted_bugs: fails without a bug: {failure}")
-        missed = 0
+        folder = Path(name)
+        for part in ("csrc", "tests/cuda"):
+            shutil.copytree(ROOT / part, folder / part)
+        plant(bugs, folder)
+        program = build(folder)
+        failure = first_failure(program, -1)
+        if failure is not None:
+            sys.exit(f"planted_bugs: fails without a bug: {failure}")
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
-            for bug, failure in pool.map(caught, enumerate(bugs)):
+            found = pool.map(
+                lambda numbered: first_failure(program, numbered[0], REGIMES.get(numbered[1].file, "")),
+                enumerate(bugs),
+            )
+            for bug, failure in zip(bugs, found, strict=True):
                 missed += failure is None
-                print(
-                    f"{'MISSED' if failure is None else 'caught'}: {bug.what}"
-                    + (f"  [{failure[:110]}]" if failure else ""),
-                    flush=True,
-                )
+                print(f"{'MISSED' if failure is None else 'caught'}: {bug.what}"
+                      + (f"  [{failure[:110]}]" if failure else ""), flush=True)  # fmt: skip
     print(f"{len(bugs) - missed} of {len(bugs)} planted bugs caught")
     return 1 if missed else 0
 

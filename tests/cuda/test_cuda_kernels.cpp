@@ -4,8 +4,9 @@
 //   test_cuda_kernels [only cases whose name contains this]
 //
 // GUMBEL_EXT_ORDER = in_order | reverse | random | greedy chooses the order that threads run in,
-// GUMBEL_EXT_QUICK=1 leaves out the long rows, GUMBEL_EXT_FAIL_FAST=1 ends at the first failure.
-// Compiled with -DGUMBEL_EXT_TYPE=float, double, BFloat16 or Half it holds that type's cases alone.
+// GUMBEL_EXT_REGIMES=stream,split limits the cases to some regimes. GUMBEL_EXT_QUICK=1 leaves out
+// the long rows, GUMBEL_EXT_FAIL_FAST=1 ends at the first failure. Compiled with
+// -DGUMBEL_EXT_TYPE=float, double, BFloat16 or Half it holds that type's cases alone.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -37,25 +38,45 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 int passed = 0, failed = 0;
 
-// Memory of exactly the size asked for, so that a sanitizer sees the first byte past it, and at an
-// address that is `shift` elements off a 64-byte boundary.
+// Memory at an address that is `shift` elements off a 64-byte boundary, of exactly the size asked
+// for, so that AddressSanitizer sees the first byte past it; or, for the hooks that find races,
+// between two stretches that may not be touched.
+#if defined(__SANITIZE_THREAD__)
+constexpr std::size_t kGuard = 4096;
+#else
+constexpr std::size_t kGuard = 0;
+#endif
 template <class T>
 class Buffer {
  public:
   explicit Buffer(std::int64_t count, int shift = 0) : shift_(shift) {
     const std::size_t bytes = static_cast<std::size_t>(count + shift) * sizeof(T);
-    memory_.reset(static_cast<T*>(::operator new(bytes > 0 ? bytes : 1, std::align_val_t(64))));
-    std::memset(static_cast<void*>(memory_.get()), 0xCC, bytes);
+    memory_.reset(static_cast<char*>(
+        ::operator new(2 * kGuard + (bytes > 0 ? bytes : 1), std::align_val_t(64))));
+    std::memset(memory_.get(), 0xCC, 2 * kGuard + bytes);
+    if (kGuard > 0) {
+      emulation::forbid(memory_.get(), kGuard + static_cast<std::size_t>(shift) * sizeof(T));
+      emulation::forbid(memory_.get() + kGuard + bytes, kGuard);
+      end_ = memory_.get() + kGuard + bytes;
+    }
   }
-  T* data() { return memory_.get() + shift_; }
+  ~Buffer() {
+    if (kGuard > 0) {
+      emulation::allow(memory_.get());
+      emulation::allow(end_);
+    }
+  }
+  Buffer(const Buffer&) = delete;
+  T* data() { return reinterpret_cast<T*>(memory_.get() + kGuard) + shift_; }
   T& operator[](std::int64_t i) { return data()[i]; }
 
  private:
   struct Free {
-    void operator()(T* p) const { ::operator delete(static_cast<void*>(p), std::align_val_t(64)); }
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
   };
   int shift_;
-  std::unique_ptr<T, Free> memory_;
+  const char* end_ = nullptr;
+  std::unique_ptr<char, Free> memory_;
 };
 
 template <class T>
@@ -111,14 +132,15 @@ double noise_of(std::uint64_t n) {
               .v;
 }
 
-enum class Shape { kContiguous, kChannelsLast, kPitched, kSpread };
+enum class Shape { kContiguous, kChannelsLast, kPitched, kSpread, kClassesFirst };
 enum class Special { kNone, kEdges, kTies };
 
 struct Case {
   Op op = Op::kSoft;
   std::int64_t outer = 1, classes = 1, inner = 1;
   Shape shape = Shape::kContiguous;
-  int shift = 0;
+  int shift = 0;  // elements that operands lie off a 64-byte boundary
+  enum class Shifted { kAll, kLogits, kY, kGrad, kGradLogits } shifted = Shifted::kAll;
   bool mask = false, tau_rows = false, bad_tau = false, bad_index = false, grad_tau = false,
        in_memory = false;
   Special special = Special::kNone;
@@ -157,6 +179,8 @@ const char* name_of(Regime regime) {
   }
 }
 
+std::string only, regimes;
+
 template <class T>
 class Run {
  public:
@@ -167,10 +191,10 @@ class Run {
         rows_(c.outer * c.inner),
         pitch_(c.shape == Shape::kPitched ? c.classes + 3 : c.classes),
         size_(c.outer * pitch_ * c.inner * (c.shape == Shape::kSpread ? 2 : 1)),
-        x_(size_, c.shift),
-        y_(size_, c.shift),
-        grad_(size_, c.shift),
-        out_(size_, c.shift),
+        x_(size_, shift_of(Case::Shifted::kLogits)),
+        y_(size_, shift_of(Case::Shifted::kY)),
+        grad_(size_, shift_of(Case::Shifted::kGrad)),
+        out_(size_, shift_of(Case::Shifted::kGradLogits)),
         mask_(c.outer * c.classes * c.inner),
         index_(rows_),
         tau_(rows_),
@@ -185,6 +209,10 @@ class Run {
       p.outer_stride = c.classes * c.inner;
       p.class_stride = 1;
       p.inner_stride = c.classes;
+    } else if (c.shape == Shape::kClassesFirst) {
+      p.outer_stride = c.inner;
+      p.class_stride = c.outer * c.inner;
+      p.inner_stride = 1;
     } else {
       const std::int64_t step = c.shape == Shape::kSpread ? 2 : 1;
       p.outer_stride = pitch_ * c.inner * step;
@@ -225,10 +253,11 @@ class Run {
       p.random = {true, true, 0, 0, state_.data(), state_.data() + 1, 4};
     }
     p.used_state = used_.data();
-    reference();
   }
 
   void check(std::string* why) {
+    if (!regimes.empty() && regimes.find(name_of(planned().regime)) == std::string::npos) return;
+    reference();
     const bool backward = c_.op == Op::kBackward || c_.op == Op::kBackwardRecompute;
     if (backward) {
       for (std::int64_t r = 0; r < rows_; ++r) index_[r] = want_index_[static_cast<std::size_t>(r)];
@@ -252,9 +281,7 @@ class Run {
       p_.index = index_.data();
       if (c_.op != Op::kIndexOnly) p_.y = y_.data();
     }
-    Plan plan = c_.plan;
-    if (plan.team == 0) plan = cuda::make_plan(c_.op, Type<T>::value, p_, c_.device);
-    regime_ = plan.regime;
+    const Plan plan = planned();
     Buffer<char> partials(cuda::partial_bytes(plan, p_));
     p_.partials = partials.data();
     launch_of<T>(c_.op, p_, plan, nullptr);
@@ -265,9 +292,14 @@ class Run {
     }
   }
 
-  Regime regime() const { return regime_; }
+  Plan planned() const {
+    return c_.plan.team != 0 ? c_.plan : cuda::make_plan(c_.op, Type<T>::value, p_, c_.device);
+  }
 
  private:
+  int shift_of(Case::Shifted operand) const {
+    return c_.shifted == Case::Shifted::kAll || c_.shifted == operand ? c_.shift : 0;
+  }
   std::int64_t at(std::int64_t row, std::int64_t k) const {
     return row / c_.inner * p_.outer_stride + row % c_.inner * p_.inner_stride +
            k * p_.class_stride;
@@ -473,12 +505,9 @@ class Run {
   Buffer<Scalar> tau_, grad_tau_;
   Buffer<std::int64_t> used_, state_;
   Params p_{};
-  Regime regime_ = Regime::kRows;
   std::vector<double> want_y_, z_, condition_;
   std::vector<std::int64_t> want_index_;
 };
-
-std::string only;
 
 void report(const std::string& name, const std::string& why) {
   if (why.empty()) {
@@ -499,10 +528,11 @@ void run_case(const Case& c) {
   std::snprintf(name, sizeof name, "%s %s [%lld, %lld, %lld]%s%s%s%s%s%s team %d cluster %d",
                 Type<T>::name, name_of(c.op), (long long)c.outer, (long long)c.classes,
                 (long long)c.inner,
-                c.shape == Shape::kChannelsLast ? " channels-last"
-                : c.shape == Shape::kPitched    ? " pitched"
-                : c.shape == Shape::kSpread     ? " spread"
-                                                : "",
+                c.shape == Shape::kChannelsLast   ? " channels-last"
+                : c.shape == Shape::kPitched      ? " pitched"
+                : c.shape == Shape::kSpread       ? " spread"
+                : c.shape == Shape::kClassesFirst ? " classes first"
+                                                  : "",
                 c.shift ? " misaligned" : "",
                 c.bad_index ? " bad index"
                 : c.mask    ? " mask"
@@ -641,6 +671,21 @@ void check_positions() {
   report("noise by position", why);
 }
 
+// One operand at a time off its boundary.
+template <class T>
+void run_shifted(Case c) {
+  using Shifted = Case::Shifted;
+  c.shift = 1;
+  for (const Op op : kOps) {
+    for (const Shifted shifted :
+         {Shifted::kLogits, Shifted::kY, Shifted::kGrad, Shifted::kGradLogits}) {
+      c.op = op;
+      c.shifted = shifted;
+      run_case<T>(c);
+    }
+  }
+}
+
 template <class T>
 void run_type(bool quick) {
   if (only.empty()) {
@@ -649,8 +694,10 @@ void run_type(bool quick) {
   }
   // Teams of lanes and blocks, by the plan's own choice; odd widths begin rows anywhere in a group.
   for (const std::int64_t classes :
-       {1,  2,  3,  4,   5,   7,   8,   9,   10,  15,  16,  17,  31,  32,
-        33, 64, 65, 100, 127, 128, 129, 255, 256, 257, 500, 767, 768, 769}) {
+       quick ? std::vector<std::int64_t>{1, 2, 5, 8, 17, 33, 129, 257, 500, 769}
+             : std::vector<std::int64_t>{1,   2,   3,   4,   5,   7,   8,   9,   10,  15,
+                                         16,  17,  31,  32,  33,  64,  65,  100, 127, 128,
+                                         129, 255, 256, 257, 500, 767, 768, 769}) {
     Case c;
     c.outer = classes <= 32 ? 37 : 9;
     c.classes = classes;
@@ -680,6 +727,7 @@ void run_type(bool quick) {
     Case c;
     c.outer = 9;
     c.classes = classes;
+    run_shifted<T>(c);
     c.shape = Shape::kPitched;
     run_shape<T>(c);
   }
@@ -720,20 +768,22 @@ void run_type(bool quick) {
       c.special = Special::kEdges;
       c.mask = c.tau_rows = true;
       run_case<T>(c);
-      c.mask = c.tau_rows = false;
+      c.bad_tau = true;
+      run_case<T>(c);
+      c.mask = c.tau_rows = c.bad_tau = false;
     }
     const std::int64_t chunk = 256 * kGroup;
     c.plan = Plan{Regime::kSplit, 256, 0, 1, (classes + kGroup - 1 + chunk - 1) / chunk, chunk};
     run_shape<T>(c);
   }
   // Classes that are not adjacent: 16-byte vectors across rows where memory allows.
-  for (const std::int64_t inner : {1, 2, 3, 4, 5, 8, 31, 32, 130}) {
+  for (const std::int64_t inner : quick ? std::vector<std::int64_t>{2, 4, 5, 130}
+                                        : std::vector<std::int64_t>{2, 3, 4, 5, 8, 31, 32, 130}) {
     for (const std::int64_t classes : {2, 9, 70}) {
       Case c;
       c.outer = 3;
       c.classes = classes;
       c.inner = inner;
-      if (inner == 1) continue;
       run_shape<T>(c);
       if (classes == 9) {
         c.shape = Shape::kChannelsLast;
@@ -748,6 +798,13 @@ void run_type(bool quick) {
     c.outer = 1;
     c.classes = 600;
     c.inner = 8;
+    run_shape<T>(c);
+    run_shifted<T>(c);
+    // Rows of 5 columns, of which the fifth is aligned but has no three neighbours.
+    c.outer = 4;
+    c.classes = 9;
+    c.inner = 5;
+    c.shape = Shape::kClassesFirst;
     run_shape<T>(c);
   }
   // Every score the same number: the lowest index wins, in every regime.
@@ -780,6 +837,7 @@ void run_type(bool quick) {
 
 int main(int argc, char** argv) {
   if (argc > 1) only = argv[1];
+  if (const char* chosen = std::getenv("GUMBEL_EXT_REGIMES")) regimes = chosen;
   const bool quick = std::getenv("GUMBEL_EXT_QUICK") != nullptr;
   auto& options = emulation::options();
   options.seed = 12345;
