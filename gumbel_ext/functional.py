@@ -9,6 +9,7 @@ Sources: E. Jang, S. Gu, B. Poole, "Categorical reparameterization with Gumbel-s
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, overload
@@ -138,6 +139,8 @@ def gumbel_softmax(
     _check_optional("gumbel_softmax", mask, generator, rng_state, logits.device)
     if eps != 1e-10:
         warnings.warn("`eps` is accepted for compatibility and has no effect.", stacklevel=2)
+    if torch.compiler.is_compiling():
+        _keep_equal_calls_apart()
     tau_number, tau_tensor = _split_tau(tau)
     y, index, _ = _gumbel_softmax(
         logits, tau_number, tau_tensor, hard, dim, mask, return_index, generator, rng_state
@@ -180,6 +183,8 @@ def gumbel_argmax(
     _check_tensor("gumbel_argmax", "logits", logits)
     _check_dim("gumbel_argmax", dim)
     _check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
+    if torch.compiler.is_compiling():
+        _keep_equal_calls_apart()
     index: Tensor = _gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state)
     return index
 
@@ -225,8 +230,28 @@ def gumbel_noise(
             raise ValueError(f"gumbel_noise: size must not be negative, got {size}")
     like = torch.empty(0, dtype=dtype, device=device)
     _check_optional("gumbel_noise", None, generator, rng_state, like.device)
+    if torch.compiler.is_compiling():
+        _keep_equal_calls_apart()
     noise: Tensor = _gumbel_noise(like, shape, generator, rng_state)
     return noise
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _keep_equal_calls_apart() -> bool:
+    """Keeps AOTAutograd from merging two calls with equal arguments, which must draw twice.
+
+    It goes by a list of its own and not by the op's tag `nondeterministic_seeded`. Called while a
+    graph is made, and not before, because the module takes half a second to import.
+    """
+    random_ops = getattr(
+        importlib.import_module("torch._functorch.compile_utils"), "rand_ops", None
+    )
+    if isinstance(random_ops, list):
+        ops = torch.ops.gumbel_ext
+        for op in (ops.gumbel_softmax, ops.gumbel_argmax, ops.gumbel_noise):
+            if op not in random_ops:
+                random_ops.append(op)
+    return True
 
 
 def _split_tau(tau: Number | Tensor) -> tuple[float, Tensor | None]:

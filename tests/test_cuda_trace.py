@@ -408,9 +408,6 @@ def test_compiled_backward_is_one_call(hard, dynamic, place):
     assert any(node.meta["val"].dim() == 3 for node in computed) == (not hard)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="torch merges equal calls of random ops that its own list does not name"
-)
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.type)
 def test_two_samples_for_training_stay_two_calls(hard, place):
     """A graph with a gradient goes through common-subexpression elimination."""

@@ -213,7 +213,11 @@ class Call {
 
   void set_tau(double tau, const OptionalTensor& tau_tensor) {
     const bool is_double = type_ == ElementType::kFloat64;
-    if (!tau_tensor) {
+    // One number on the CPU needs no copy to the device: this is what a number becomes under
+    // torch.compile.
+    const bool known = tau_tensor && tau_tensor->is_cpu() && tau_tensor->numel() == 1;
+    if (known) tau = tau_tensor->item<double>();
+    if (!tau_tensor || known) {
       p.exponent_scale = clamp(1.4426950408889634074 / tau, is_double);
       p.inverse_tau = clamp(1.0 / tau, is_double);
       p.exponent_scale_float32 = static_cast<float>(p.exponent_scale);

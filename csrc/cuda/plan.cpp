@@ -47,6 +47,11 @@ Plan split_row(const Params& p, const Device& device, int group) {
   return Plan{Regime::kSplit, 256, 0, 1, divide_up(length, chunk_classes), chunk_classes};
 }
 
+// Whether a block a row would leave multiprocessors idle, where a row is long enough to be shared.
+bool leaves_idle(const Params& p, const Device& device) {
+  return p.outer * p.inner < 2 * device.multiprocessors && p.classes >= 4 * kMinChunkClasses;
+}
+
 }  // namespace
 
 Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
@@ -76,6 +81,7 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
     if (type == ElementType::kFloat64 && team.threads > kMostFloat64Threads) continue;
     const int held = team.groups == kMost ? most : team.groups;
     if (groups > static_cast<std::int64_t>(team.threads) * held && team.groups != kAny) continue;
+    if (team.groups == kAny && leaves_idle(p, device)) return split_row(p, device, group);
     Plan plan{Regime::kRows, team.threads, pick ? (groups > team.threads ? 2 : 1) : held, 1, 1, 0};
     if (team.threads <= 32) {
       // Short rows spend much of their time on getting started: once for several rows, as long as
@@ -96,6 +102,7 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
       }
     }
   }
+  if (leaves_idle(p, device)) return split_row(p, device, group);
   return Plan{Regime::kStream, 256, 0, 1, 1, divide_up(p.classes + group, group) * group};
 }
 

@@ -282,7 +282,9 @@ def main() -> int:
             sys.exit(f"planted_bugs: fails without a bug: {failure}")
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
             found = pool.map(
-                lambda numbered: first_failure(program, numbered[0], REGIMES.get(numbered[1].file, "")),
+                lambda numbered: first_failure(
+                    program, numbered[0], REGIMES.get(numbered[1].file, "")
+                ),
                 enumerate(bugs),
             )
             for bug, failure in zip(bugs, found, strict=True):

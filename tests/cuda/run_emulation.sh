@@ -68,5 +68,5 @@ build race "-O1" "-fsanitize=thread"
 run race "GUMBEL_EXT_QUICK=1"
 
 echo "== ASan + UBSan"
-build asan "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ""
+build asan "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" ""
 run asan "GUMBEL_EXT_QUICK=1 ASAN_OPTIONS=detect_leaks=0"

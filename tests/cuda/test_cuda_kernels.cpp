@@ -776,6 +776,20 @@ void run_type(bool quick) {
     c.plan = Plan{Regime::kSplit, 256, 0, 1, (classes + kGroup - 1 + chunk - 1) / chunk, chunk};
     run_shape<T>(c);
   }
+  // Few long rows, by the plan's own choice: on many multiprocessors shared among blocks, on few
+  // not.
+  for (const int multiprocessors : {2, 132}) {
+    Case c;
+    c.outer = 3;
+    c.classes = 16'411;
+    c.device = {multiprocessors, false};
+    for (const Op op : kOps) {
+      if (quick) continue;
+      c.op = op;
+      c.grad_tau = op == Op::kBackward || op == Op::kBackwardRecompute;
+      run_case<T>(c);
+    }
+  }
   // Classes that are not adjacent: 16-byte vectors across rows where memory allows.
   for (const std::int64_t inner : quick ? std::vector<std::int64_t>{2, 4, 5, 130}
                                         : std::vector<std::int64_t>{2, 3, 4, 5, 8, 31, 32, 130}) {
