@@ -347,7 +347,7 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
         regime = {
             "Lane": "a warp a row" if lanes == 32 else f"{lanes} lane{'s' * (lanes > 1)} a row",
             "Block": f"{lanes} threads a row",
-            "Cluster": "a cluster a row",
+            "Cluster": f"a cluster of {lanes} threads a block a row",
         }[team[1]]
         last = rest.rsplit(", ", 1)[1]
         threads = 128 if team[1] == "Lane" else lanes
@@ -370,23 +370,13 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
         return [(kind.split("_")[0], phase[rest[-1]], 256, True, rest[-1] != "1")]
     if kind == "pick_partial":
         return [("hard", "split", 256, True, True), ("index", "split", 256, True, False)]
-    if kind in {"soft_columns", "backward_columns"}:
-        return [
-            (
-                kind.split("_")[0],
-                f"columns, {rest.split(', ')[1]} warps",
-                32 * int(rest.split(", ")[1]),
-                True,
-                True,
-            )
-        ]
-    if kind == "pick_columns":
+    if kind in {"soft_columns", "backward_columns", "pick_columns"}:
         warps = int(rest.split(", ")[1])
-        regime = f"columns, {warps} warps"
-        return [
-            ("hard", regime, 32 * warps, True, True),
-            ("index", regime, 32 * warps, True, False),
-        ]
+        regime = f"columns, {warps} warp{'s' * (warps > 1)}"
+        ops = [("hard", True), ("index", False)]
+        if kind != "pick_columns":
+            ops = [(kind.split("_")[0], True)]
+        return [(op, regime, 32 * warps, True, store) for op, store in ops]
     return []  # noise, and what is small by nature
 
 
@@ -429,7 +419,7 @@ def read_module(module: Path) -> tuple[list[Kernel], list[str]]:
         else:
             output_of(tool("cuobjdump"), "-xelf", "all", str(module.resolve()), cwd=folder)
         for cubin in sorted(folder.glob("*.cubin")):
-            architecture = int(re.search(r"(?:sm_|-)(\d+)", cubin.name)[1])  # type: ignore[index]
+            architecture = int(re.search(r"(?:sm_|-)(\d+)\.cubin$", cubin.name)[1])  # type: ignore[index]
             functions = functions_of(cubin)
             usage = resources_of(cubin)
             names = demangled(list(functions))
