@@ -143,8 +143,8 @@ bool find_strides(const at::Tensor& t, int64_t dim, Layout* l) {
 }
 
 // The memory layout of a call: that of the output, which empty_like() keeps for dense logits. One
-// that is not three strides, or in which neither classes nor neighbouring rows are adjacent, is
-// made contiguous.
+// that is not three strides, or in which neither the classes of a row nor rows that follow each
+// other in noise positions are adjacent, is made contiguous.
 struct CallLayout {
   Layout layout;
   bool contiguous;  // operands must be made contiguous
@@ -152,9 +152,9 @@ struct CallLayout {
 
 CallLayout choose_layout(const at::Tensor& logits, int64_t dim) {
   CallLayout c{sizes_of(logits, dim), false};
-  const bool usable =
-      logits.is_non_overlapping_and_dense() && find_strides(logits, dim, &c.layout) &&
-      (c.layout.class_stride == 1 || c.layout.inner_stride == 1 || c.layout.inner == 1);
+  const bool usable = logits.is_non_overlapping_and_dense() &&
+                      find_strides(logits, dim, &c.layout) &&
+                      (c.layout.class_stride == 1 || c.layout.inner_stride == 1);
   if (!usable || c.layout.class_stride < 0) {
     c.contiguous = true;
     c.layout = sizes_of(logits, dim);
@@ -262,19 +262,29 @@ class Call {
   }
 
   void run(Op op) {
-    const Plan plan = make_plan(op, type_, p, current_device());
-    const int64_t bytes = partial_bytes(plan, p);
-    if (bytes > 0) {
-      kept_.push_back(at::empty({bytes}, like_.options().dtype(at::kByte)));
-      p.partials = kept_.back().mutable_data_ptr();
+    Device device = current_device();
+    const Plan plan = make_plan(op, type_, p, device);
+    const char* error = run(op, plan);
+    if (error != nullptr && plan.regime == Regime::kClusters) {
+      // Part of a GPU may have no room for so many blocks together.
+      device.clusters = false;
+      error = run(op, make_plan(op, type_, p, device));
     }
-    const char* error = launch(op, type_, p, plan, c10::cuda::getCurrentCUDAStream().stream());
     TORCH_CHECK(error == nullptr, op_, ": CUDA launch failed: ", error);
   }
 
   Params p{};
 
  private:
+  const char* run(Op op, const Plan& plan) {
+    const int64_t bytes = partial_bytes(plan, p);
+    if (bytes > 0) {
+      kept_.push_back(at::empty({bytes}, like_.options().dtype(at::kByte)));
+      p.partials = kept_.back().mutable_data_ptr();
+    }
+    return launch(op, type_, p, plan, c10::cuda::getCurrentCUDAStream().stream());
+  }
+
   static double clamp(double value, bool is_double) {
     const double low =
         is_double ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
@@ -387,9 +397,9 @@ std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const 
   at::DimVector reduced(logits_or_y.sizes());
   if (!reduced.empty()) reduced[dim] = 1;
   at::Tensor grad_tau =
-      at::zeros(tau_grad ? at::IntArrayRef(reduced) : at::IntArrayRef({0}),
+      at::empty(tau_grad ? at::IntArrayRef(reduced) : at::IntArrayRef({0}),
                 logits_or_y.options().dtype(compute_dtype(logits_or_y.scalar_type())));
-  if (logits_or_y.numel() == 0) return {at::empty_like(logits_or_y), grad_tau};
+  if (logits_or_y.numel() == 0) return {at::empty_like(logits_or_y), grad_tau.zero_()};
 
   const at::Tensor input = call.input(logits_or_y), dy = call.input(grad);
   const at::Tensor indices = index.contiguous();

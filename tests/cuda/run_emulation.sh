@@ -63,6 +63,9 @@ for order in in_order reverse random greedy; do
   run plain "GUMBEL_EXT_ORDER=$order"
 done
 
+# What follows is about addresses, where bfloat16 is float16.
+types="float double Half"
+
 echo "== races"
 build race "-O1" "-fsanitize=thread"
 run race "GUMBEL_EXT_QUICK=1"
