@@ -116,6 +116,27 @@ void check_randomness(const char* op, const at::Tensor& logits,
                     rng_state->sym_sizes());
 }
 
+int64_t check_forward(const char* op, const at::Tensor& logits, double tau,
+                      const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+                      const std::optional<at::Generator>& generator,
+                      const OptionalTensor& rng_state) {
+  check_logits(op, logits);
+  dim = wrapped_dim(op, logits, dim);
+  check_tau(op, tau, tau_tensor, logits, dim);
+  check_mask(op, mask, logits);
+  check_randomness(op, logits, generator, rng_state);
+  return dim;
+}
+
+int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor& logits,
+                       const at::Tensor& index, double tau, const OptionalTensor& tau_tensor,
+                       int64_t dim, const OptionalTensor& mask, const OptionalTensor& rng_state) {
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, std::nullopt, rng_state);
+  check_grad(op, grad, logits);
+  check_index(op, index, logits, dim);
+  return dim;
+}
+
 c10::SymDimVector shape_without(const at::Tensor& logits, int64_t dim) {
   c10::SymDimVector shape(logits.sym_sizes().begin(), logits.sym_sizes().end());
   if (!shape.empty()) shape.erase(shape.begin() + dim);
@@ -126,6 +147,11 @@ c10::SymDimVector shape_reduced(const at::Tensor& logits, int64_t dim) {
   c10::SymDimVector shape(logits.sym_sizes().begin(), logits.sym_sizes().end());
   if (!shape.empty()) shape[dim] = 1;
   return shape;
+}
+
+at::Tensor empty_grad_tau(const at::Tensor& logits, int64_t dim, bool tau_grad) {
+  const auto options = logits.options().dtype(compute_dtype(logits.scalar_type()));
+  return tau_grad ? at::empty_symint(shape_reduced(logits, dim), options) : at::empty({0}, options);
 }
 
 }  // namespace gumbel_ext

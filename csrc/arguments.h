@@ -25,6 +25,16 @@ void check_randomness(const char* op, const at::Tensor& logits,
                       const std::optional<at::Generator>& generator,
                       const OptionalTensor& rng_state);
 
+// All of a sampling op's arguments, and all of a backward op's, whose logits may be y instead;
+// tensors' values aside. Return dim counted from the front.
+int64_t check_forward(const char* op, const at::Tensor& logits, double tau,
+                      const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+                      const std::optional<at::Generator>& generator,
+                      const OptionalTensor& rng_state);
+int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor& logits,
+                       const at::Tensor& index, double tau, const OptionalTensor& tau_tensor,
+                       int64_t dim, const OptionalTensor& mask, const OptionalTensor& rng_state);
+
 // The shape of logits with `dim` removed (indices), or of size 1 (temperatures).
 c10::SymDimVector shape_without(const at::Tensor& logits, int64_t dim);
 c10::SymDimVector shape_reduced(const at::Tensor& logits, int64_t dim);
@@ -33,5 +43,8 @@ c10::SymDimVector shape_reduced(const at::Tensor& logits, int64_t dim);
 inline at::ScalarType compute_dtype(at::ScalarType dtype) {
   return dtype == at::kDouble ? at::kDouble : at::kFloat;
 }
+
+// What a backward op returns for tau: a number for each row of logits, or nothing. Not initialised.
+at::Tensor empty_grad_tau(const at::Tensor& logits, int64_t dim, bool tau_grad);
 
 }  // namespace gumbel_ext

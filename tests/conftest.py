@@ -24,6 +24,7 @@ def pytest_configure(config):
         "cpu_only(reason): about the CPU kernels alone; skipped with --device cuda",
         "cuda_only: needs a GPU; runs with --device cuda",
         "sanitizer: small; also run under compute-sanitizer",
+        "feature(name, *, ops, modes): a cell of docs/features.md that this test vouches for",
     ):
         config.addinivalue_line("markers", marker)
     if config.getoption("--device") == "cuda":

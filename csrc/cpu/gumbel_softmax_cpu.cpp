@@ -173,11 +173,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
     const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
     const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_softmax";
-  check_logits(op, logits);
-  dim = wrapped_dim(op, logits, dim);
-  check_tau(op, tau, tau_tensor, logits, dim);
-  check_mask(op, mask, logits);
-  check_randomness(op, logits, generator, rng_state);
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state);
   const at::Tensor temperatures = row_temperatures(op, tau_tensor, logits, dim);
 
   Output y(logits, dim);
@@ -210,10 +206,7 @@ at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim
                              const OptionalTensor& mask, std::optional<at::Generator> generator,
                              const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_argmax";
-  check_logits(op, logits);
-  dim = wrapped_dim(op, logits, dim);
-  check_mask(op, mask, logits);
-  check_randomness(op, logits, generator, rng_state);
+  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state);
 
   at::Tensor index = at::empty(without_dim(logits, dim), at::kLong);
   if (logits.numel() == 0) {
@@ -274,20 +267,11 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
                                                 const OptionalTensor& tau_tensor, int64_t dim,
                                                 const OptionalTensor& mask,
                                                 const OptionalTensor& rng_state, bool tau_grad) {
-  check_logits(name, logits_or_y);
-  dim = wrapped_dim(name, logits_or_y, dim);
-  check_tau(name, tau, tau_tensor, logits_or_y, dim);
-  check_mask(name, mask, logits_or_y);
-  check_randomness(name, logits_or_y, std::nullopt, rng_state);
-  check_grad(name, grad, logits_or_y);
-  check_index(name, index, logits_or_y, dim);
+  dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state);
   const at::Tensor temperatures = row_temperatures(name, tau_tensor, logits_or_y, dim);
 
-  at::DimVector reduced(logits_or_y.sizes());
-  if (!reduced.empty()) reduced[dim] = 1;
   Output grad_logits(logits_or_y, dim);
-  at::Tensor grad_tau = at::zeros(tau_grad ? at::IntArrayRef(reduced) : at::IntArrayRef({0}),
-                                  compute_dtype(logits_or_y.scalar_type()));
+  at::Tensor grad_tau = empty_grad_tau(logits_or_y, dim, tau_grad).zero_();
   if (logits_or_y.numel() == 0) return {grad_logits.tensor, grad_tau};
 
   const at::Tensor indices = index.contiguous();

@@ -91,31 +91,6 @@ GUMBEL_EXT_INLINE void narrow(float a, BFloat16* out) {
   out->bits = float_to_bfloat16(a);
 #endif
 }
-// a below b in one word: one instruction where two conversions and their merging take three.
-GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const Half*) {
-  std::uint32_t word;
-#if __CUDA_ARCH__ >= 800
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
-#else
-  Half low, high;
-  narrow(a, &low);
-  narrow(b, &high);
-  word = low.bits | static_cast<std::uint32_t>(high.bits) << 16;
-#endif
-  return word;
-}
-GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const BFloat16*) {
-  std::uint32_t word;
-#if __CUDA_ARCH__ >= 800
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
-#else
-  BFloat16 low, high;
-  narrow(a, &low);
-  narrow(b, &high);
-  word = low.bits | static_cast<std::uint32_t>(high.bits) << 16;
-#endif
-  return word;
-}
 #else
 GUMBEL_EXT_INLINE float add(float a, float b) { return a + b; }
 GUMBEL_EXT_INLINE float multiply(float a, float b) { return a * b; }
@@ -160,13 +135,6 @@ GUMBEL_EXT_INLINE float log2_approximate(float x) {
 GUMBEL_EXT_INLINE float widen(Half a) { return half_to_float(a.bits); }
 GUMBEL_EXT_INLINE void narrow(float a, Half* out) { out->bits = float_to_half(a); }
 GUMBEL_EXT_INLINE void narrow(float a, BFloat16* out) { out->bits = float_to_bfloat16(a); }
-template <class T>
-GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const T*) {
-  T low, high;
-  narrow(a, &low);
-  narrow(b, &high);
-  return low.bits | static_cast<std::uint32_t>(high.bits) << 16;
-}
 #endif
 GUMBEL_EXT_INLINE double reciprocal(double x) { return 1 / x; }
 GUMBEL_EXT_INLINE double larger_or_nan(double a, double b) { return a != a || a > b ? a : b; }
@@ -177,6 +145,29 @@ GUMBEL_EXT_INLINE float widen(float a) { return a; }
 GUMBEL_EXT_INLINE double widen(double a) { return a; }
 GUMBEL_EXT_INLINE void narrow(float a, float* out) { *out = a; }
 GUMBEL_EXT_INLINE void narrow(double a, double* out) { *out = a; }
+
+// a below b in one word, as the type that the third argument points to.
+#if __CUDA_ARCH__ >= 800
+// One instruction where two conversions and their merging take three.
+GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const Half*) {
+  std::uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+  return word;
+}
+GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const BFloat16*) {
+  std::uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+  return word;
+}
+#else
+template <class T>
+GUMBEL_EXT_INLINE std::uint32_t narrow_two(float a, float b, const T*) {
+  T low, high;
+  narrow(a, &low);
+  narrow(b, &high);
+  return low.bits | static_cast<std::uint32_t>(high.bits) << 16;
+}
+#endif
 
 GUMBEL_EXT_INLINE DeviceU32 operator+(DeviceU32 a, DeviceU32 b) { return {a.v + b.v}; }
 GUMBEL_EXT_INLINE DeviceU32 operator-(DeviceU32 a, DeviceU32 b) { return {a.v - b.v}; }

@@ -42,17 +42,17 @@ const char* launch(Op op, ElementType type, const Params& params, const Plan& pl
   }
 }
 
-const char* launch_noise(ElementType type, const RandomSource& random, std::int64_t* used_state,
-                         std::int64_t count, void* y, void* stream) {
+const char* launch_noise(ElementType type, const RandomSource& random, std::int64_t count, void* y,
+                         void* stream) {
   switch (type) {
     case ElementType::kFloat64:
-      return launch_noise_float64(random, used_state, count, y, stream);
+      return launch_noise_float64(random, count, y, stream);
     case ElementType::kFloat32:
-      return launch_noise_float32(random, used_state, count, y, stream);
+      return launch_noise_float32(random, count, y, stream);
     case ElementType::kBFloat16:
-      return launch_noise_bfloat16(random, used_state, count, y, stream);
+      return launch_noise_bfloat16(random, count, y, stream);
     default:
-      return launch_noise_float16(random, used_state, count, y, stream);
+      return launch_noise_float16(random, count, y, stream);
   }
 }
 
@@ -224,8 +224,6 @@ class Call {
       p.inverse_tau_float32 = static_cast<float>(p.inverse_tau);
       return;
     }
-    at::DimVector reduced(like_.sizes());
-    if (!reduced.empty()) reduced[dim_] = 1;
     at::Tensor of_rows = tau_tensor->to(like_.device());
     if (!is_double && of_rows.scalar_type() == at::kDouble) {
       // What is positive and finite stays so in float32; what is not stays what it is.
@@ -235,7 +233,9 @@ class Call {
           of_rows.clamp(std::numeric_limits<float>::min(), std::numeric_limits<float>::max()),
           of_rows);
     }
-    kept_.push_back(of_rows.to(is_double ? at::kDouble : at::kFloat).expand(reduced).contiguous());
+    kept_.push_back(of_rows.to(is_double ? at::kDouble : at::kFloat)
+                        .expand_symint(shape_reduced(like_, dim_))
+                        .contiguous());
     p.tau = kept_.back().const_data_ptr();
   }
 
@@ -308,11 +308,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cuda(
     const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
     const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_softmax";
-  check_logits(op, logits);
-  dim = wrapped_dim(op, logits, dim);
-  check_tau(op, tau, tau_tensor, logits, dim);
-  check_mask(op, mask, logits);
-  check_randomness(op, logits, generator, rng_state);
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state);
   if (tau_tensor && tau_tensor->is_cpu()) check_tau_values(op, tau_tensor->to(at::kDouble));
 
   Call call(op, logits, dim);
@@ -341,10 +337,7 @@ at::Tensor gumbel_argmax_cuda(const at::Tensor& logits, int64_t dim, bool keepdi
                               const OptionalTensor& mask, std::optional<at::Generator> generator,
                               const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_argmax";
-  check_logits(op, logits);
-  dim = wrapped_dim(op, logits, dim);
-  check_mask(op, mask, logits);
-  check_randomness(op, logits, generator, rng_state);
+  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state);
 
   Call call(op, logits, dim);
   at::Tensor index =
@@ -373,7 +366,7 @@ at::Tensor gumbel_noise_cuda(const at::Tensor& like, at::IntArrayRef size,
   at::Tensor on_device;
   const RandomSource random = random_source(generator, rng_state, on_device);
   const char* error =
-      launch_noise(element_type(like.scalar_type()), random, nullptr, noise.numel(),
+      launch_noise(element_type(like.scalar_type()), random, noise.numel(),
                    noise.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream());
   TORCH_CHECK(error == nullptr, op, ": CUDA launch failed: ", error);
   return noise;
@@ -385,20 +378,10 @@ std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const 
                                                  const OptionalTensor& tau_tensor, int64_t dim,
                                                  const OptionalTensor& mask,
                                                  const OptionalTensor& rng_state, bool tau_grad) {
-  check_logits(name, logits_or_y);
-  dim = wrapped_dim(name, logits_or_y, dim);
-  check_tau(name, tau, tau_tensor, logits_or_y, dim);
-  check_mask(name, mask, logits_or_y);
-  check_randomness(name, logits_or_y, std::nullopt, rng_state);
-  check_grad(name, grad, logits_or_y);
-  check_index(name, index, logits_or_y, dim);
+  dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state);
 
   Call call(name, logits_or_y, dim);
-  at::DimVector reduced(logits_or_y.sizes());
-  if (!reduced.empty()) reduced[dim] = 1;
-  at::Tensor grad_tau =
-      at::empty(tau_grad ? at::IntArrayRef(reduced) : at::IntArrayRef({0}),
-                logits_or_y.options().dtype(compute_dtype(logits_or_y.scalar_type())));
+  at::Tensor grad_tau = empty_grad_tau(logits_or_y, dim, tau_grad);
   if (logits_or_y.numel() == 0) return {at::empty_like(logits_or_y), grad_tau.zero_()};
 
   const at::Tensor input = call.input(logits_or_y), dy = call.input(grad);

@@ -12,7 +12,7 @@ using cuda::Op;
 using cuda::Plan;
 using cuda::Regime;
 
-// Blocks along x; kernels go on from there in steps of the whole grid.
+// Blocks along x; kernels of rows go on from there in steps of the whole grid.
 inline int grid_size(std::int64_t blocks) {
   constexpr std::int64_t kMost = 1 << 30;
   return static_cast<int>(blocks < kMost ? (blocks > 0 ? blocks : 1) : kMost);
@@ -212,11 +212,10 @@ const char* launch_of(Op op, Params p, const Plan& plan, void* stream) {
 }
 
 template <class T>
-const char* launch_noise_of(const cuda::RandomSource& random, std::int64_t* used_state,
-                            std::int64_t count, void* y, void* stream) {
+const char* launch_noise_of(const cuda::RandomSource& random, std::int64_t count, void* y,
+                            void* stream) {
   const int grid = grid_size((count + 1023) / 1024 < 65536 ? (count + 1023) / 1024 : 65536);
-  GUMBEL_EXT_LAUNCH((noise_kernel<T>), grid, 256, stream, random, used_state, count,
-                    static_cast<T*>(y));
+  GUMBEL_EXT_LAUNCH((noise_kernel<T>), grid, 256, stream, random, count, static_cast<T*>(y));
   return launch_error();
 }
 

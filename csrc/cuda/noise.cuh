@@ -188,12 +188,9 @@ class NoiseSource {
 // y[j] = noise of position j.
 template <class T>
 GUMBEL_EXT_KERNEL(256, sizeof(T) == 8 ? 512 : 768)
-noise_kernel(const GUMBEL_EXT_CONSTANT cuda::RandomSource random, std::int64_t* used_state,
-             std::int64_t count, T* y) {
+noise_kernel(const GUMBEL_EXT_CONSTANT cuda::RandomSource random, std::int64_t count, T* y) {
   using Scalar = typename Element<T>::Scalar;
-  const RandomState state = read_state(random);
-  record_state(state, used_state);
-  NoiseSource noise(state);
+  NoiseSource noise(read_state(random));
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   for (std::int64_t k = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        4 * k < count; k += step) {

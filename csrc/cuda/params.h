@@ -95,10 +95,10 @@ std::int64_t partial_bytes(const Plan& plan, const Params& params);
 
 // Launch the kernels of one call on `stream` (a cudaStream_t). Return the name of the first CUDA
 // error, or null.
-#define GUMBEL_EXT_DECLARE_LAUNCH(type)                                                   \
-  const char* launch_##type(Op op, const Params& params, const Plan& plan, void* stream); \
-  const char* launch_noise_##type(const RandomSource& random, std::int64_t* used_state,   \
-                                  std::int64_t count, void* y, void* stream);
+#define GUMBEL_EXT_DECLARE_LAUNCH(type)                                                    \
+  const char* launch_##type(Op op, const Params& params, const Plan& plan, void* stream);  \
+  const char* launch_noise_##type(const RandomSource& random, std::int64_t count, void* y, \
+                                  void* stream);
 GUMBEL_EXT_DECLARE_LAUNCH(float64)
 GUMBEL_EXT_DECLARE_LAUNCH(float32)
 GUMBEL_EXT_DECLARE_LAUNCH(bfloat16)

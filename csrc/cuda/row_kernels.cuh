@@ -270,12 +270,7 @@ pick_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     if (kind == RowKind::kOrdinary) {
       if (own.index == index) narrow(Scalar(1), element_of<T>(p.y, row, index));
     } else if (kind == RowKind::kNaN) {
-      for (int g = team.rank(); g < row.groups; g += team.threads()) {
-        Scalar nans[kGroup];
-#pragma unroll
-        for (int v = 0; v < kGroup; ++v) nans[v] = quiet_nan<Scalar>();
-        store_group<T>(p.y, row, GroupSpan::of<T>(row, g), nans);
-      }
+      fill_groups<T>(team, p.y, row, 0, row.groups, quiet_nan<Scalar>());
     }
   }
 }

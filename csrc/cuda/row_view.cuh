@@ -169,6 +169,19 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_group(void* base, const RowV
   raw.store(base, row, span);
 }
 
+// The calling thread's part of groups [first, last) of a row becomes `value`.
+template <class T, class Team, class Scalar>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void fill_groups(const Team& team, void* base,
+                                                          const RowView& row, int first, int last,
+                                                          Scalar value) {
+  Scalar values[Element<T>::kGroup];
+#pragma unroll
+  for (int v = 0; v < Element<T>::kGroup; ++v) values[v] = value;
+  for (int g = first + team.rank(); g < last; g += team.threads()) {
+    store_group<T>(base, row, GroupSpan::of<T>(row, g), values);
+  }
+}
+
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool is_allowed(const Params& p, const RowView& row,
                                                          int c) {
   return p.mask == nullptr || p.mask[row.mask_offset + c * p.mask_class_stride] != 0;

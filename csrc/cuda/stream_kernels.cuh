@@ -105,12 +105,7 @@ soft_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     }
     if (p.index != nullptr && team.rank() == 0 && blockIdx.y == 0) p.index[r] = index;
     if (special) {
-      for (int g = chunk.first_group + team.rank(); g < chunk.last_group; g += team.threads()) {
-        Scalar y[kGroup];
-#pragma unroll
-        for (int v = 0; v < kGroup; ++v) y[v] = factor;
-        store_group<T>(p.y, row, GroupSpan::of<T>(row, g), y);
-      }
+      fill_groups<T>(team, p.y, row, chunk.first_group, chunk.last_group, factor);
       continue;
     }
     for_noisy_groups<T, kStreamBatch<T>>(
@@ -157,7 +152,6 @@ template <class T>
 GUMBEL_EXT_KERNEL(kStreamThreads, resident_threads<T>(kStreamBatch<T>* Element<T>::kGroup))
 pick_finish_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
-  constexpr int kGroup = Element<T>::kGroup;
   BlockTeam<kStreamThreads> team;
   const std::int64_t rows = p.outer * p.inner;
   for (std::int64_t r = team.first_row(); r < rows; r += team.row_step()) {
@@ -174,13 +168,7 @@ pick_finish_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     if (kind == RowKind::kOrdinary) {
       if (team.rank() == 0) narrow(Scalar(1), element_of<T>(p.y, row, index));
     } else if (kind == RowKind::kNaN) {
-      for (int g = team.rank(); g < row.groups; g += team.threads()) {
-        const GroupSpan span = GroupSpan::of<T>(row, g);
-        Scalar nans[kGroup];
-#pragma unroll
-        for (int v = 0; v < kGroup; ++v) nans[v] = quiet_nan<Scalar>();
-        store_group<T>(p.y, row, span, nans);
-      }
+      fill_groups<T>(team, p.y, row, 0, row.groups, quiet_nan<Scalar>());
     }
   }
 }

@@ -127,7 +127,6 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float reduce_lanes(float v, int lanes, 
 template <int kLanes>
 struct LaneTeam {
   static constexpr int kBlockThreads = 128;
-  static constexpr int kThreads = kLanes;
   static constexpr int kRowsPerBlock = kBlockThreads / kLanes;
 
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int rank() const { return threadIdx.x % kLanes; }
@@ -153,7 +152,6 @@ struct LaneTeam {
 template <int kBlock>
 struct BlockTeam {
   static constexpr int kBlockThreads = kBlock;
-  static constexpr int kThreads = kBlock;
   static constexpr int kRowsPerBlock = 1;
   static constexpr int kWarps = kBlock / 32;
 
@@ -183,7 +181,6 @@ struct BlockTeam {
 template <int kBlock>
 struct ClusterTeam {
   static constexpr int kBlockThreads = kBlock;
-  static constexpr int kThreads = kBlock;
   static constexpr int kRowsPerBlock = 1;
 
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int rank() const {

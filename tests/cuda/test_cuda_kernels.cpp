@@ -618,7 +618,7 @@ void check_noise() {
   cuda::RandomSource random{};
   random.seed = kTailSeed;
   try {
-    launch_noise_of<T>(random, nullptr, kCount, ours.data(), nullptr);
+    launch_noise_of<T>(random, kCount, ours.data(), nullptr);
     cpu_kernels()->noise(Type<T>::cpu_value, kTailSeed, 0, 0, kCount, theirs.data());
     for (std::int64_t i = 0; i < kCount && why.empty(); ++i) {
       const double a = to_double(ours[i]), b = to_double(theirs[i]);
