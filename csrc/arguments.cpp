@@ -116,22 +116,39 @@ void check_randomness(const char* op, const at::Tensor& logits,
                     rng_state->sym_sizes());
 }
 
+void check_positions(const char* op, at::OptionalSymIntArrayRef positions, int64_t dims) {
+  if (!positions) return;
+  TORCH_CHECK_VALUE(static_cast<int64_t>(positions->size()) == dims + 1, op,
+                    ": positions must be [base, one stride per dimension], ", dims + 1,
+                    " numbers, got ", *positions);
+}
+
 int64_t check_forward(const char* op, const at::Tensor& logits, double tau,
                       const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
                       const std::optional<at::Generator>& generator,
-                      const OptionalTensor& rng_state) {
+                      const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   check_logits(op, logits);
   dim = wrapped_dim(op, logits, dim);
   check_tau(op, tau, tau_tensor, logits, dim);
   check_mask(op, mask, logits);
   check_randomness(op, logits, generator, rng_state);
+  check_positions(op, positions, logits.dim());
   return dim;
+}
+
+void check_noise(const char* op, const at::Tensor& like, c10::SymIntArrayRef size,
+                 const std::optional<at::Generator>& generator, const OptionalTensor& rng_state,
+                 at::OptionalSymIntArrayRef positions) {
+  check_logits(op, like);
+  check_randomness(op, like, generator, rng_state);
+  check_positions(op, positions, static_cast<int64_t>(size.size()));
 }
 
 int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor& logits,
                        const at::Tensor& index, double tau, const OptionalTensor& tau_tensor,
-                       int64_t dim, const OptionalTensor& mask, const OptionalTensor& rng_state) {
-  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, std::nullopt, rng_state);
+                       int64_t dim, const OptionalTensor& mask, const OptionalTensor& rng_state,
+                       at::OptionalSymIntArrayRef positions) {
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, std::nullopt, rng_state, positions);
   check_grad(op, grad, logits);
   check_index(op, index, logits, dim);
   return dim;

@@ -24,16 +24,22 @@ void check_index(const char* op, const at::Tensor& index, const at::Tensor& logi
 void check_randomness(const char* op, const at::Tensor& logits,
                       const std::optional<at::Generator>& generator,
                       const OptionalTensor& rng_state);
+// `dims`: of the tensor whose elements have these positions.
+void check_positions(const char* op, at::OptionalSymIntArrayRef positions, int64_t dims);
 
 // All of a sampling op's arguments, and all of a backward op's, whose logits may be y instead;
 // tensors' values aside. Return dim counted from the front.
 int64_t check_forward(const char* op, const at::Tensor& logits, double tau,
                       const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
                       const std::optional<at::Generator>& generator,
-                      const OptionalTensor& rng_state);
+                      const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions);
+void check_noise(const char* op, const at::Tensor& like, c10::SymIntArrayRef size,
+                 const std::optional<at::Generator>& generator, const OptionalTensor& rng_state,
+                 at::OptionalSymIntArrayRef positions);
 int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor& logits,
                        const at::Tensor& index, double tau, const OptionalTensor& tau_tensor,
-                       int64_t dim, const OptionalTensor& mask, const OptionalTensor& rng_state);
+                       int64_t dim, const OptionalTensor& mask, const OptionalTensor& rng_state,
+                       at::OptionalSymIntArrayRef positions);
 
 // The shape of logits with `dim` removed (indices), or of size 1 (temperatures).
 c10::SymDimVector shape_without(const at::Tensor& logits, int64_t dim);

@@ -43,15 +43,17 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
                                const OptionalTensor& tau_tensor, bool hard, int64_t dim,
                                const OptionalTensor& mask, bool return_index,
                                const std::optional<at::Generator>& generator,
-                               const OptionalTensor& rng_state) {
+                               const OptionalTensor& rng_state,
+                               at::OptionalSymIntArrayRef positions) {
     const at::AutoDispatchBelowADInplaceOrView below;
     // The backward shifts the incoming gradient by its value at the index.
     auto [y, index, state] = gumbel_softmax(logits, tau, tau_tensor, hard, dim, mask,
-                                            /*return_index=*/true, generator, rng_state);
+                                            /*return_index=*/true, generator, rng_state, positions);
     ctx->mark_non_differentiable({index, state});
     ctx->saved_data["tau"] = tau;
     ctx->saved_data["hard"] = hard;
     ctx->saved_data["dim"] = logits.dim() == 0 ? 0 : (dim < 0 ? dim + logits.dim() : dim);
+    if (positions) ctx->saved_data["positions"] = *positions;
     ctx->saved_data["tau_grad"] = tau_tensor && tau_tensor->requires_grad();
     // The straight-through sample keeps nothing of size N but its input: y is recomputed from the
     // noise.
@@ -62,7 +64,7 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list out(9);
+    variable_list out(10);
     const at::Tensor& grad = grads[0];
     if (!grad.defined()) return out;
     const variable_list saved = ctx->get_saved_variables();
@@ -72,6 +74,12 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
     const int64_t dim = ctx->saved_data["dim"].toInt();
     const bool hard = ctx->saved_data["hard"].toBool(),
                tau_grad = ctx->saved_data["tau_grad"].toBool();
+    std::vector<c10::SymInt> positions_saved;
+    at::OptionalSymIntArrayRef positions;
+    if (ctx->saved_data.count("positions") > 0) {
+      positions_saved = ctx->saved_data["positions"].toSymIntVector();
+      positions = positions_saved;
+    }
     const auto optional = [](const at::Tensor& t) {
       return t.defined() ? OptionalTensor(t) : std::nullopt;
     };
@@ -82,7 +90,7 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
       if (hard) {
         y = std::get<0>(gumbel_softmax(logits_or_y, tau, optional(tau_tensor), /*hard=*/false, dim,
                                        optional(mask),
-                                       /*return_index=*/false, std::nullopt, rng_state));
+                                       /*return_index=*/false, std::nullopt, rng_state, positions));
       }
       const at::Tensor t =
           tau_tensor.defined()
@@ -94,7 +102,7 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
     } else if (hard) {
       std::tie(out[0], grad_tau) =
           gumbel_softmax_hard_backward(grad, logits_or_y, index, tau, optional(tau_tensor), dim,
-                                       optional(mask), rng_state, tau_grad);
+                                       optional(mask), rng_state, tau_grad, positions);
     } else {
       std::tie(out[0], grad_tau) = gumbel_softmax_backward(grad, logits_or_y, index, tau,
                                                            optional(tau_tensor), dim, tau_grad);
@@ -110,25 +118,26 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_autograd(
     const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
     const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state) {
+    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   const bool needs_grad = at::GradMode::is_enabled() &&
                           (logits.requires_grad() || (tau_tensor && tau_tensor->requires_grad()));
   if (!needs_grad) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return gumbel_softmax(logits, tau, tau_tensor, hard, dim, mask, return_index, generator,
-                          rng_state);
+                          rng_state, positions);
   }
   const variable_list out = GumbelSoftmax::apply(logits, tau, tau_tensor, hard, dim, mask,
-                                                 return_index, generator, rng_state);
+                                                 return_index, generator, rng_state, positions);
   return {out[0], return_index ? out[1] : at::empty({0}, out[1].options()), out[2]};
 }
 
 at::Tensor gumbel_argmax_autograd(const at::Tensor& logits, int64_t dim, bool keepdim,
                                   const OptionalTensor& mask,
                                   std::optional<at::Generator> generator,
-                                  const OptionalTensor& rng_state) {
+                                  const OptionalTensor& rng_state,
+                                  at::OptionalSymIntArrayRef positions) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  return gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state);
+  return gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state, positions);
 }
 
 }  // namespace

@@ -19,7 +19,10 @@ namespace gumbel_ext {
 //
 // tau_tensor, if given, takes the place of tau: broadcastable to the shape of logits with dim
 // reduced to 1. mask: bool, true = may be chosen. rng_state: int64 [seed, offset]; without it a
-// seed is drawn from `generator`, or from the default generator of the device.
+// seed is drawn from `generator`, or from the default generator of the device. positions: [base,
+// one stride per dimension of logits]; the element with indices i then has the noise position base
+// + sum(i * stride), for logits that are part of a larger tensor. Without it, its place in
+// row-major order.
 //
 // Returns y; the int64 index of the chosen classes (shape of logits without dim, -1 for a row that
 // the mask forbids; empty unless return_index); and the rng_state that was used.
@@ -28,18 +31,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax(
     const std::optional<at::Tensor>& tau_tensor = std::nullopt, bool hard = false, int64_t dim = -1,
     const std::optional<at::Tensor>& mask = std::nullopt, bool return_index = false,
     std::optional<at::Generator> generator = std::nullopt,
-    const std::optional<at::Tensor>& rng_state = std::nullopt);
+    const std::optional<at::Tensor>& rng_state = std::nullopt,
+    at::OptionalSymIntArrayRef positions = std::nullopt);
 
 // The index alone: a sample from softmax(logits), by argmax(logits + Gumbel noise).
 at::Tensor gumbel_argmax(const at::Tensor& logits, int64_t dim = -1, bool keepdim = false,
                          const std::optional<at::Tensor>& mask = std::nullopt,
                          std::optional<at::Generator> generator = std::nullopt,
-                         const std::optional<at::Tensor>& rng_state = std::nullopt);
+                         const std::optional<at::Tensor>& rng_state = std::nullopt,
+                         at::OptionalSymIntArrayRef positions = std::nullopt);
 
 // The noise itself, with the dtype and device of `like`.
 at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,
                         std::optional<at::Generator> generator = std::nullopt,
-                        const std::optional<at::Tensor>& rng_state = std::nullopt);
+                        const std::optional<at::Tensor>& rng_state = std::nullopt,
+                        at::OptionalSymIntArrayRef positions = std::nullopt);
 
 // The backward ops; autograd calls them. y is what the soft forward returned, index its index.
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(
@@ -50,6 +56,7 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
     const std::optional<at::Tensor>& tau_tensor, int64_t dim, const std::optional<at::Tensor>& mask,
-    const at::Tensor& rng_state, bool tau_grad);
+    const at::Tensor& rng_state, bool tau_grad,
+    at::OptionalSymIntArrayRef positions = std::nullopt);
 
 }  // namespace gumbel_ext

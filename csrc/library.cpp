@@ -14,16 +14,18 @@ TORCH_LIBRARY(gumbel_ext, m) {
   m.def(
       "gumbel_softmax(Tensor logits, float tau, Tensor? tau_tensor, bool hard, int dim, Tensor? "
       "mask, "
-      "bool return_index, Generator? generator, Tensor? rng_state) -> (Tensor y, Tensor index, "
+      "bool return_index, Generator? generator, Tensor? rng_state, SymInt[]? positions=None) -> "
+      "(Tensor y, Tensor index, "
       "Tensor used_rng_state)",
       random);
   m.def(
       "gumbel_argmax(Tensor logits, int dim, bool keepdim, Tensor? mask, Generator? generator, "
-      "Tensor? rng_state) "
+      "Tensor? rng_state, SymInt[]? positions=None) "
       "-> Tensor",
       random);
   m.def(
-      "gumbel_noise(Tensor like, SymInt[] size, Generator? generator, Tensor? rng_state) -> Tensor",
+      "gumbel_noise(Tensor like, SymInt[] size, Generator? generator, Tensor? rng_state, SymInt[]? "
+      "positions=None) -> Tensor",
       random);
 
   m.def(
@@ -34,7 +36,8 @@ TORCH_LIBRARY(gumbel_ext, m) {
   m.def(
       "gumbel_softmax_hard_backward(Tensor grad, Tensor logits, Tensor index, float tau, Tensor? "
       "tau_tensor, int dim, "
-      "Tensor? mask, Tensor rng_state, bool tau_grad) -> (Tensor grad_logits, Tensor grad_tau)",
+      "Tensor? mask, Tensor rng_state, bool tau_grad, SymInt[]? positions=None) -> (Tensor "
+      "grad_logits, Tensor grad_tau)",
       deterministic);
 }
 
@@ -52,32 +55,37 @@ c10::TypedOperatorHandle<Function> find_op(const char* name) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax(
     const at::Tensor& logits, double tau, const std::optional<at::Tensor>& tau_tensor, bool hard,
     int64_t dim, const std::optional<at::Tensor>& mask, bool return_index,
-    std::optional<at::Generator> generator, const std::optional<at::Tensor>& rng_state) {
+    std::optional<at::Generator> generator, const std::optional<at::Tensor>& rng_state,
+    at::OptionalSymIntArrayRef positions) {
   using Function = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
       const at::Tensor&, double, const std::optional<at::Tensor>&, bool, int64_t,
       const std::optional<at::Tensor>&, bool, std::optional<at::Generator>,
-      const std::optional<at::Tensor>&);
+      const std::optional<at::Tensor>&, at::OptionalSymIntArrayRef);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_softmax");
-  return op.call(logits, tau, tau_tensor, hard, dim, mask, return_index, generator, rng_state);
+  return op.call(logits, tau, tau_tensor, hard, dim, mask, return_index, generator, rng_state,
+                 positions);
 }
 
 at::Tensor gumbel_argmax(const at::Tensor& logits, int64_t dim, bool keepdim,
                          const std::optional<at::Tensor>& mask,
                          std::optional<at::Generator> generator,
-                         const std::optional<at::Tensor>& rng_state) {
+                         const std::optional<at::Tensor>& rng_state,
+                         at::OptionalSymIntArrayRef positions) {
   using Function = at::Tensor(const at::Tensor&, int64_t, bool, const std::optional<at::Tensor>&,
-                              std::optional<at::Generator>, const std::optional<at::Tensor>&);
+                              std::optional<at::Generator>, const std::optional<at::Tensor>&,
+                              at::OptionalSymIntArrayRef);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_argmax");
-  return op.call(logits, dim, keepdim, mask, generator, rng_state);
+  return op.call(logits, dim, keepdim, mask, generator, rng_state, positions);
 }
 
 at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,
                         std::optional<at::Generator> generator,
-                        const std::optional<at::Tensor>& rng_state) {
+                        const std::optional<at::Tensor>& rng_state,
+                        at::OptionalSymIntArrayRef positions) {
   using Function = at::Tensor(const at::Tensor&, c10::SymIntArrayRef, std::optional<at::Generator>,
-                              const std::optional<at::Tensor>&);
+                              const std::optional<at::Tensor>&, at::OptionalSymIntArrayRef);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_noise");
-  return op.call(like, c10::fromIntArrayRefSlow(size), generator, rng_state);
+  return op.call(like, c10::fromIntArrayRefSlow(size), generator, rng_state, positions);
 }
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(
@@ -93,13 +101,13 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
     const std::optional<at::Tensor>& tau_tensor, int64_t dim, const std::optional<at::Tensor>& mask,
-    const at::Tensor& rng_state, bool tau_grad) {
-  using Function =
-      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                         double, const std::optional<at::Tensor>&, int64_t,
-                                         const std::optional<at::Tensor>&, const at::Tensor&, bool);
+    const at::Tensor& rng_state, bool tau_grad, at::OptionalSymIntArrayRef positions) {
+  using Function = std::tuple<at::Tensor, at::Tensor>(
+      const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
+      const std::optional<at::Tensor>&, int64_t, const std::optional<at::Tensor>&,
+      const at::Tensor&, bool, at::OptionalSymIntArrayRef);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_softmax_hard_backward");
-  return op.call(grad, logits, index, tau, tau_tensor, dim, mask, rng_state, tau_grad);
+  return op.call(grad, logits, index, tau, tau_tensor, dim, mask, rng_state, tau_grad, positions);
 }
 
 }  // namespace gumbel_ext

@@ -9,9 +9,10 @@ namespace {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_meta(
     const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool /*hard*/,
     int64_t dim, const OptionalTensor& mask, bool return_index,
-    std::optional<at::Generator> generator, const OptionalTensor& rng_state) {
+    std::optional<at::Generator> generator, const OptionalTensor& rng_state,
+    at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_softmax";
-  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state);
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
   const auto integers = logits.options().dtype(at::kLong);
   at::Tensor index = return_index ? at::empty_symint(shape_without(logits, dim), integers)
                                   : at::empty({0}, integers);
@@ -20,18 +21,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_meta(
 
 at::Tensor gumbel_argmax_meta(const at::Tensor& logits, int64_t dim, bool keepdim,
                               const OptionalTensor& mask, std::optional<at::Generator> generator,
-                              const OptionalTensor& rng_state) {
+                              const OptionalTensor& rng_state,
+                              at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_argmax";
-  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state);
+  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state, positions);
   return at::empty_symint(keepdim ? shape_reduced(logits, dim) : shape_without(logits, dim),
                           logits.options().dtype(at::kLong));
 }
 
 at::Tensor gumbel_noise_meta(const at::Tensor& like, c10::SymIntArrayRef size,
                              std::optional<at::Generator> generator,
-                             const OptionalTensor& rng_state) {
-  check_logits("gumbel_noise", like);
-  check_randomness("gumbel_noise", like, generator, rng_state);
+                             const OptionalTensor& rng_state,
+                             at::OptionalSymIntArrayRef positions) {
+  check_noise("gumbel_noise", like, size, generator, rng_state, positions);
   return at::empty_symint(size, like.options());
 }
 
@@ -41,16 +43,17 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_meta(const at::Tensor
                                                                 const OptionalTensor& tau_tensor,
                                                                 int64_t dim, bool tau_grad) {
   constexpr const char* op = "gumbel_softmax_backward";
-  dim = check_backward(op, grad, y, index, tau, tau_tensor, dim, std::nullopt, std::nullopt);
+  dim = check_backward(op, grad, y, index, tau, tau_tensor, dim, std::nullopt, std::nullopt,
+                       std::nullopt);
   return {at::empty_like(y), empty_grad_tau(y, dim, tau_grad)};
 }
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_meta(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
     const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
-    const at::Tensor& rng_state, bool tau_grad) {
+    const at::Tensor& rng_state, bool tau_grad, at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_softmax_hard_backward";
-  dim = check_backward(op, grad, logits, index, tau, tau_tensor, dim, mask, rng_state);
+  dim = check_backward(op, grad, logits, index, tau, tau_tensor, dim, mask, rng_state, positions);
   return {at::empty_like(logits), empty_grad_tau(logits, dim, tau_grad)};
 }
 

@@ -136,38 +136,50 @@ def gumbel(hi: Tensor, lo: Tensor) -> Tensor:
     return -torch.log(exponential(hi, lo))
 
 
-def gumbel_noise(size: Sequence[int], rng_state: Tensor, position_base: int = 0) -> Tensor:
+def gumbel_noise(
+    size: Sequence[int], rng_state: Tensor, positions: Sequence[int] | None = None
+) -> Tensor:
     """Standard Gumbel noise of shape ``size``, float64, on the device of ``rng_state``.
 
-    Element ``n`` in row-major order has position ``position_base + n``.  Its words are
-    ``hi = block(0)[position & 3]`` and ``lo = block(1)[position & 3]`` of
+    Element ``n`` in row-major order has position ``n``, unless ``positions`` says otherwise.  Its
+    words are ``hi = block(0)[position & 3]`` and ``lo = block(1)[position & 3]`` of
     :func:`random_block` at ``position >> 2``; its value is :func:`gumbel` of them.
 
     Args:
         size: shape of the result.
         rng_state: int64 tensor ``[seed, offset]``.
-        position_base: position of the first element, for a shard of a larger tensor.
+        positions: ``[base, stride_0, ..., stride_{n-1}]``: the element with indices ``i`` has
+            position ``base + sum(i * stride)``, as in a part of a larger tensor.
     """
+    if positions is not None:
+        base, *strides = positions
+        position = torch.full(tuple(size), base, dtype=torch.int64, device=rng_state.device)
+        for d, (extent, stride) in enumerate(zip(size, strides, strict=True)):
+            steps = torch.arange(extent, device=rng_state.device) * stride
+            position = position + steps.view(-1, *[1] * (len(size) - d - 1))
+        return gumbel(*random_words(position, rng_state))
     count = 1
     for extent in size:
         count *= extent
     # All four words of a block are used, a quarter of the work of random_words().
-    skipped = position_base & 3
-    block = torch.arange((skipped + count + 3) // 4, device=rng_state.device)
-    block = block + (position_base >> 2)
+    block = torch.arange((count + 3) // 4, device=rng_state.device)
     hi, lo = (
-        torch.stack(random_block(block, rng_state, k), dim=-1).flatten()[skipped : skipped + count]
-        for k in (0, 1)
+        torch.stack(random_block(block, rng_state, k), dim=-1).flatten()[:count] for k in (0, 1)
     )
     return gumbel(hi, lo).reshape(tuple(size))
 
 
-def _noise_for(logits: Tensor, rng_state: Tensor | None, noise: Tensor | None) -> Tensor:
+def _noise_for(
+    logits: Tensor,
+    rng_state: Tensor | None,
+    noise: Tensor | None,
+    positions: Sequence[int] | None = None,
+) -> Tensor:
     if (rng_state is None) == (noise is None):
         raise ValueError("give exactly one of rng_state and noise")
     if noise is None:
         assert rng_state is not None
-        noise = gumbel_noise(logits.shape, rng_state.to(logits.device))
+        noise = gumbel_noise(logits.shape, rng_state.to(logits.device), positions)
     return noise
 
 
@@ -201,6 +213,7 @@ def gumbel_argmax(
     mask: Tensor | None = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
+    positions: Sequence[int] | None = None,
 ) -> Tensor:
     """``argmax_i(l_i + g_i)``, a sample of ``Categorical(softmax(l))`` (Gumbel, 1954).
 
@@ -210,11 +223,12 @@ def gumbel_argmax(
         keepdim: keep ``dim`` with size 1.
         mask: bool, broadcastable to ``logits``; True = may be chosen.
         rng_state: int64 ``[seed, offset]``, or give ``noise``, of the shape of ``logits``.
+        positions: of the noise, see :func:`gumbel_noise`.
 
     Returns:
         int64 index; ties go to the lowest one; -1 where the mask allows no class.
     """
-    scores = _scores(logits.detach(), _noise_for(logits, rng_state, noise), mask)
+    scores = _scores(logits.detach(), _noise_for(logits, rng_state, noise, positions), mask)
     index = _choice(scores, dim, mask)
     return index.unsqueeze(dim) if keepdim and logits.dim() else index
 
@@ -228,6 +242,7 @@ def gumbel_softmax(
     mask: Tensor | None = None,
     rng_state: Tensor | None = None,
     noise: Tensor | None = None,
+    positions: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A relaxed one-hot sample (Jang et al. 2016, equation 2) and its index::
 
@@ -243,6 +258,7 @@ def gumbel_softmax(
         dim: dimension of the classes.
         mask: bool, broadcastable to ``logits``; True = may be chosen.
         rng_state: int64 ``[seed, offset]``, or give ``noise``, of the shape of ``logits``.
+        positions: of the noise, see :func:`gumbel_noise`.
 
     Returns:
         ``y`` of the shape and dtype of ``logits``, differentiable in ``logits`` and ``tau`` any
@@ -252,11 +268,18 @@ def gumbel_softmax(
     if logits.dim() == 0:
         grown = [t.unsqueeze(0) if t is not None and t.dim() == 0 else t for t in (mask, noise)]
         y, index = gumbel_softmax(
-            logits.unsqueeze(0), tau, hard, dim, mask=grown[0], rng_state=rng_state, noise=grown[1]
+            logits.unsqueeze(0),
+            tau,
+            hard,
+            dim,
+            mask=grown[0],
+            rng_state=rng_state,
+            noise=grown[1],
+            positions=None if positions is None else [*positions, 1],
         )
         return y.squeeze(0), index
 
-    scores = _scores(logits, _noise_for(logits, rng_state, noise), mask)
+    scores = _scores(logits, _noise_for(logits, rng_state, noise, positions), mask)
     index = _choice(scores.detach(), dim, mask)
     empty_row = None
     if mask is not None:

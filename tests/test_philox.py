@@ -185,17 +185,17 @@ def test_noise_is_that_of_the_contract(device, seed, offset):
     torch.testing.assert_close(actual.cpu(), expected, rtol=2e-15, atol=2e-15)
 
 
-def test_position_base_shifts_the_reference():
+def test_positions_shift_the_reference():
     state = rng_state()
     whole = _reference.gumbel_noise([64], state)
     for base in range(9):
         assert torch.equal(
-            _reference.gumbel_noise([5, 4], state, base).flatten(), whole[base:][:20]
+            _reference.gumbel_noise([5, 4], state, [base, 4, 1]).flatten(), whole[base:][:20]
         )
     far = (1 << 34) - 3
     hi, lo = torch.tensor([words_of_the_contract(SEED, OFFSET, far + i) for i in range(12)]).T
     assert torch.equal(
-        _reference.gumbel_noise([3, 4], state, far).flatten(), _reference.gumbel(hi, lo)
+        _reference.gumbel_noise([3, 4], state, [far, 4, 1]).flatten(), _reference.gumbel(hi, lo)
     )
 
 
@@ -209,6 +209,6 @@ def test_positions_past_the_low_counter_word(device):
     around = 1 << 15
     for row in (0, 1):
         winner = row * columns + int(index[row])
-        noise = _reference.gumbel_noise([2 * around], rng_state(), winner - around)
+        noise = _reference.gumbel_noise([2 * around], rng_state(), [winner - around, 1])
         assert noise[around] == noise.max()
         assert noise[around] > 18  # the largest of 2^33 is 22.9 + Gumbel(0, 1)

@@ -124,10 +124,9 @@ class ColumnWorker {
 
   void start(std::int64_t task) {
     const std::int64_t tiles = (p_.inner + tile_ - 1) / tile_;
-    outer_ = task / tiles;
-    first_inner_ = task % tiles * tile_;
-    width_ = std::min(tile_, p_.inner - first_inner_);
-    first_row_ = outer_ * p_.inner + first_inner_;
+    const std::int64_t outer = task / tiles, first_inner = task % tiles * tile_;
+    width_ = std::min(tile_, p_.inner - first_inner);
+    first_row_ = outer * p_.inner + first_inner;
     for (std::int64_t j = 0; j < kColumns; ++j) {
       const InverseTau<A> tau =
           inverse_tau<A>(p_, first_row_ + (p_.tau ? std::min(j, width_ - 1) : 0));
@@ -150,6 +149,7 @@ class ColumnWorker {
     std::unique_ptr<ColumnView<const std::uint8_t>> mask;
     if (p_.mask) mask.reset(new ColumnView<const std::uint8_t>(p_, p_.mask, first_row_, width_));
     for (std::int64_t j = 0; j < width_; ++j) best_[j] = Best<A>();
+    find_noise_runs();
 
     const F lowest = RealTraits<F>::splat(-std::numeric_limits<A>::infinity());
     A high[kColumns], at[kColumns];
@@ -167,8 +167,15 @@ class ColumnWorker {
         Run<const std::uint8_t> allowed{nullptr, nullptr};
         if (mask) allowed = mask->read(c, width_, mask_buffer);
         A* z = z_row(c);
-        add_gumbel_noise(noise_, position(c), width_, row.data, row.end, allowed.data, allowed.end,
-                         z, static_cast<const A*>(z + packs() * kLanes));
+        for (int r = 0; r < noise_runs_; ++r) {
+          const NoiseRun& run = noise_run_[r];
+          add_gumbel_noise(noise_,
+                           run.position + static_cast<std::uint64_t>(c) *
+                                              static_cast<std::uint64_t>(p_.positions.class_stride),
+                           run.end - run.begin, row.data + run.begin, row.end,
+                           allowed.data ? allowed.data + run.begin : nullptr, allowed.end,
+                           z + run.begin, static_cast<const A*>(z + packs() * kLanes));
+        }
         const F here = RealTraits<F>::splat(static_cast<A>(c - first));
         for (std::int64_t k = 0; k < packs(); ++k) {
           const F v = load(z + kLanes * k), h = load(high + kLanes * k);
@@ -204,11 +211,23 @@ class ColumnWorker {
     }
   }
 
-  std::uint64_t position(std::int64_t c) const {
-    return (static_cast<std::uint64_t>(outer_) * static_cast<std::uint64_t>(p_.classes) +
-            static_cast<std::uint64_t>(c)) *
-               static_cast<std::uint64_t>(p_.inner) +
-           static_cast<std::uint64_t>(first_inner_);
+  // The columns of a tile whose noise positions follow each other: all of them, unless the logits
+  // are part of a larger tensor.
+  struct NoiseRun {
+    std::int64_t begin, end;
+    std::uint64_t position;  // of column `begin`, class 0
+  };
+
+  void find_noise_runs() {
+    noise_run_[0] = {0, width_, noise_position(p_, first_row_, 0)};
+    noise_runs_ = 1;
+    for (std::int64_t j = 1; j < width_ && !p_.positions.contiguous; ++j) {
+      NoiseRun& last = noise_run_[noise_runs_ - 1];
+      const std::uint64_t position = noise_position(p_, first_row_ + j, 0);
+      if (position == last.position + static_cast<std::uint64_t>(j - last.begin)) continue;
+      last.end = j;
+      noise_run_[noise_runs_++] = {j, width_, position};
+    }
   }
 
   void exponentiate() {
@@ -356,7 +375,9 @@ class ColumnWorker {
   const Problem& p_;
   NoiseSource noise_;
   const std::int64_t tile_;
-  std::int64_t outer_ = 0, first_inner_ = 0, first_row_ = 0, width_ = 0, pitch_ = 0;
+  std::int64_t first_row_ = 0, width_ = 0, pitch_ = 0;
+  NoiseRun noise_run_[kColumns];
+  int noise_runs_ = 0;
   A* z_ = nullptr;
   Scratch<A> z_scratch_;
   Best<A> best_[kColumns];

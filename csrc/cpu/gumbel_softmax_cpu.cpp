@@ -52,11 +52,31 @@ ElementType element_type(at::ScalarType type) {
   }
 }
 
+// Where the noise of a tensor's elements lies: the op's argument, or else row-major order from 0.
+struct Positions {
+  int64_t base = 0;
+  at::DimVector strides;
+  bool contiguous = true;
+
+  Positions(at::IntArrayRef shape, at::OptionalSymIntArrayRef given) : strides(shape.size()) {
+    int64_t count = 1;
+    for (size_t d = shape.size(); d-- > 0; count *= shape[d]) strides[d] = count;
+    if (!given) return;
+    base = (*given)[0].expect_int();
+    for (size_t d = 0; d < shape.size(); ++d) {
+      const int64_t stride = (*given)[d + 1].expect_int();
+      contiguous = contiguous && (shape[d] == 1 || stride == strides[d]);
+      strides[d] = stride;
+    }
+  }
+};
+
 // Collects the operands of a Problem, then merges the dimensions that rows are numbered over. The
-// tensors passed in must outlive it.
+// tensors and positions passed in must outlive it.
 class ProblemBuilder {
  public:
-  ProblemBuilder(const at::Tensor& logits, int64_t dim) : dim_(dim), shape_(logits.sizes()) {
+  ProblemBuilder(const at::Tensor& logits, int64_t dim, const Positions& positions)
+      : dim_(dim), shape_(logits.sizes()) {
     problem_.type = element_type(logits.scalar_type());
     problem_.outer = problem_.classes = problem_.inner = 1;
     for (int64_t d = 0; d < logits.dim(); ++d) {
@@ -67,6 +87,8 @@ class ProblemBuilder {
     problem_.hard = false;
     problem_.index = nullptr;
     problem_.grad_tau = nullptr;
+    problem_.first_position = static_cast<uint64_t>(positions.base);
+    add_strides(problem_.positions, positions.strides, positions.contiguous);
   }
 
   Problem& problem() { return problem_; }
@@ -74,10 +96,8 @@ class ProblemBuilder {
   // `tensor` has the shape of logits, or that shape with dim reduced to 1.
   void add(Operand& operand, const at::Tensor& tensor) {
     operand.data = const_cast<void*>(tensor.const_data_ptr());
-    operand.class_stride = tensor.dim() == 0 || tensor.size(dim_) == 1 ? 1 : tensor.stride(dim_);
-    operand.contiguous = tensor.is_contiguous();
-    operands_[count_] = &operand;
-    tensors_[count_++] = &tensor;
+    add_strides(operand, tensor.strides(), tensor.is_contiguous());
+    if (tensor.dim() > 0 && tensor.size(dim_) == 1) operand.class_stride = 1;
   }
 
   const Problem& finish() {
@@ -86,14 +106,14 @@ class ProblemBuilder {
       if (d == dim_ || shape_[d] == 1) continue;
       bool merges = dims > 0;
       for (int i = 0; i < count_ && merges; ++i) {
-        merges = operands_[i]->stride[dims - 1] == tensors_[i]->stride(d) * shape_[d];
+        merges = operands_[i]->stride[dims - 1] == strides_[i][d] * shape_[d];
       }
       if (merges) {
         problem_.size[--dims] *= shape_[d];
       } else {
         problem_.size[dims] = shape_[d];
       }
-      for (int i = 0; i < count_; ++i) operands_[i]->stride[dims] = tensors_[i]->stride(d);
+      for (int i = 0; i < count_; ++i) operands_[i]->stride[dims] = strides_[i][d];
       ++dims;
     }
     problem_.dims = dims;
@@ -101,12 +121,19 @@ class ProblemBuilder {
   }
 
  private:
+  void add_strides(Strides& operand, at::IntArrayRef strides, bool contiguous) {
+    operand.class_stride = shape_.empty() || shape_[dim_] == 1 ? 1 : strides[dim_];
+    operand.contiguous = contiguous;
+    operands_[count_] = &operand;
+    strides_[count_++] = strides;
+  }
+
   Problem problem_;
   int64_t dim_;
   at::IntArrayRef shape_;
   int count_ = 0;
-  Operand* operands_[6];
-  const at::Tensor* tensors_[6];
+  Strides* operands_[7];
+  at::IntArrayRef strides_[7];
 };
 
 // Whether the rows of a tensor are scattered so that the classes of neighbouring rows, not those of
@@ -171,9 +198,9 @@ void run_problem(Op op, const Problem& p) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
     const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
     const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state) {
+    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_softmax";
-  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state);
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
   const at::Tensor temperatures = row_temperatures(op, tau_tensor, logits, dim);
 
   Output y(logits, dim);
@@ -185,8 +212,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
   }
   const RngState state = reserve_randomness(generator, rng_state);
   const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
+  const Positions places(logits.sizes(), positions);
 
-  ProblemBuilder builder(logits, dim);
+  ProblemBuilder builder(logits, dim, places);
   Problem& p = builder.problem();
   p.seed = state.seed;
   p.offset = state.offset;
@@ -204,9 +232,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
 
 at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim,
                              const OptionalTensor& mask, std::optional<at::Generator> generator,
-                             const OptionalTensor& rng_state) {
+                             const OptionalTensor& rng_state,
+                             at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_argmax";
-  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state);
+  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state, positions);
 
   at::Tensor index = at::empty(without_dim(logits, dim), at::kLong);
   if (logits.numel() == 0) {
@@ -214,7 +243,8 @@ at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim
   } else {
     const RngState state = reserve_randomness(generator, rng_state);
     const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
-    ProblemBuilder builder(logits, dim);
+    const Positions places(logits.sizes(), positions);
+    ProblemBuilder builder(logits, dim, places);
     Problem& p = builder.problem();
     p.seed = state.seed;
     p.offset = state.offset;
@@ -226,22 +256,43 @@ at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim
   return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
 }
 
-at::Tensor gumbel_noise_cpu(const at::Tensor& like, at::IntArrayRef size,
-                            std::optional<at::Generator> generator,
-                            const OptionalTensor& rng_state) {
-  constexpr const char* op = "gumbel_noise";
-  check_logits(op, like);
-  check_randomness(op, like, generator, rng_state);
-  at::Tensor out = at::empty(size, like.options());
+at::Tensor gumbel_noise_cpu(const at::Tensor& like, c10::SymIntArrayRef size,
+                            std::optional<at::Generator> generator, const OptionalTensor& rng_state,
+                            at::OptionalSymIntArrayRef positions) {
+  check_noise("gumbel_noise", like, size, generator, rng_state, positions);
+  at::Tensor out = at::empty_symint(size, like.options());
   if (out.numel() == 0) return out;
   const RngState state = reserve_randomness(generator, rng_state);
   const ElementType type = element_type(out.scalar_type());
   char* data = static_cast<char*>(out.mutable_data_ptr());
   const int64_t bytes = static_cast<int64_t>(out.element_size());
-  at::parallel_for(0, out.numel(), 8192, [&](int64_t begin, int64_t end) {
-    kernels().noise(type, state.seed, state.offset, static_cast<uint64_t>(begin), end - begin,
+  const auto fill = [&](int64_t position, int64_t begin, int64_t count) {
+    kernels().noise(type, state.seed, state.offset, static_cast<uint64_t>(position), count,
                     data + begin * bytes);
-  });
+  };
+  const Positions places(out.sizes(), positions);
+  if (places.contiguous) {
+    at::parallel_for(0, out.numel(), 8192, [&](int64_t begin, int64_t end) {
+      fill(places.base + begin, begin, end - begin);
+    });
+    return out;
+  }
+  // Trailing dimensions of consecutive positions are one run.
+  int64_t run = 1, outer_dims = out.dim();
+  while (outer_dims > 0 &&
+         (out.size(outer_dims - 1) == 1 || places.strides[outer_dims - 1] == run)) {
+    run *= out.size(--outer_dims);
+  }
+  at::parallel_for(0, out.numel() / run, std::max<int64_t>(1, 8192 / run),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t r = begin; r < end; ++r) {
+                       int64_t position = places.base, rest = r;
+                       for (int64_t d = outer_dims; d-- > 0; rest /= out.size(d)) {
+                         position += rest % out.size(d) * places.strides[d];
+                       }
+                       fill(position, r * run, run);
+                     }
+                   });
   return out;
 }
 
@@ -266,8 +317,10 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
                                                 const at::Tensor& index, double tau,
                                                 const OptionalTensor& tau_tensor, int64_t dim,
                                                 const OptionalTensor& mask,
-                                                const OptionalTensor& rng_state, bool tau_grad) {
-  dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state);
+                                                const OptionalTensor& rng_state, bool tau_grad,
+                                                at::OptionalSymIntArrayRef positions) {
+  dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state,
+                       positions);
   const at::Tensor temperatures = row_temperatures(name, tau_tensor, logits_or_y, dim);
 
   Output grad_logits(logits_or_y, dim);
@@ -282,7 +335,9 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
   const at::Tensor input_rows = with_rows_together(logits_or_y, dim),
                    grad_rows = with_rows_together(grad, dim);
 
-  ProblemBuilder builder(logits_or_y, dim);
+  const Positions places(logits_or_y.sizes(), positions);
+
+  ProblemBuilder builder(logits_or_y, dim, places);
   Problem& p = builder.problem();
   p.tau_value = tau;
   p.index = const_cast<int64_t*>(row_index);
@@ -308,15 +363,15 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cpu(const at::Tensor&
                                                                const OptionalTensor& tau_tensor,
                                                                int64_t dim, bool tau_grad) {
   return backward_cpu("gumbel_softmax_backward", Op::kBackward, grad, y, index, tau, tau_tensor,
-                      dim, std::nullopt, std::nullopt, tau_grad);
+                      dim, std::nullopt, std::nullopt, tau_grad, std::nullopt);
 }
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_cpu(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
     const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
-    const at::Tensor& rng_state, bool tau_grad) {
+    const at::Tensor& rng_state, bool tau_grad, at::OptionalSymIntArrayRef positions) {
   return backward_cpu("gumbel_softmax_hard_backward", Op::kBackwardRecompute, grad, logits, index,
-                      tau, tau_tensor, dim, mask, rng_state, tau_grad);
+                      tau, tau_tensor, dim, mask, rng_state, tau_grad, positions);
 }
 
 }  // namespace

@@ -21,13 +21,13 @@ bool classes_adjacent(const Operand& operand) { return !operand || operand.class
 
 }  // namespace
 
-std::int64_t row_offset(const Problem& p, const Operand& operand, std::int64_t row) {
+std::int64_t row_offset(const Problem& p, const Strides& strides, std::int64_t row) {
   std::int64_t offset = 0;
   for (int d = p.dims - 1; d > 0; --d) {
-    offset += (row % p.size[d]) * operand.stride[d];
+    offset += (row % p.size[d]) * strides.stride[d];
     row /= p.size[d];
   }
-  return p.dims > 0 ? offset + row * operand.stride[0] : 0;
+  return p.dims > 0 ? offset + row * strides.stride[0] : 0;
 }
 
 Plan make_plan(Op op, const Problem& p, int threads) {
@@ -42,10 +42,10 @@ Plan make_plan(Op op, const Problem& p, int threads) {
   // Only the noise ties neighbouring rows together: a backward from y whose rows are runs of memory
   // takes them one by one.
   const bool rows_apart =
-      p.inner == 1 ||
-      (op == Op::kBackward &&
-       (p.inner < kMinColumns || (classes_adjacent(p.output) && classes_adjacent(p.grad) &&
-                                  classes_adjacent(p.grad_logits))));
+      op == Op::kBackward
+          ? p.inner < kMinColumns || (classes_adjacent(p.output) && classes_adjacent(p.grad) &&
+                                      classes_adjacent(p.grad_logits))
+          : p.inner == 1 && p.positions.class_stride == 1;
   if (rows_apart) {
     const bool uneven = p.rows() < 4 * threads && p.rows() % threads != 0 &&
                         p.classes >= kMinSplitClasses * threads / 2;
@@ -55,7 +55,7 @@ Plan make_plan(Op op, const Problem& p, int threads) {
     const std::int64_t tile = std::max<std::int64_t>(1, kTile / p.classes);
     return plan(Regime::kRows, divide_up(p.rows(), tile), tile * p.classes, tile);
   }
-  if (p.inner < kMinColumns) {
+  if (p.inner < kMinColumns && p.positions.contiguous) {
     return plan(Regime::kSlabs, p.outer, p.classes * p.inner, p.inner);
   }
   // Narrower tiles when there are too few to go round.

@@ -10,14 +10,17 @@ constexpr int kMaxDims = 64;
 
 enum class ElementType { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
-// One tensor operand, seen as rows of classes: a row is what the softmax normalises.
-struct Operand {
-  void* data = nullptr;
+// How the elements of a tensor lie, seen as rows of classes: a row is what the softmax normalises.
+struct Strides {
   std::int64_t class_stride = 0;
-  // The memory order is the logical order [outer, classes, inner].
+  // The order is the logical order [outer, classes, inner], without gaps.
   bool contiguous = false;
   // Strides over Problem::size; only the first Problem::dims are set.
   std::int64_t stride[kMaxDims];
+};
+
+struct Operand : Strides {
+  void* data = nullptr;
 
   explicit operator bool() const { return data != nullptr; }
   template <class T>
@@ -27,8 +30,7 @@ struct Operand {
 };
 
 // Logits of logical shape [outer, classes, inner]; rows are numbered over (outer, inner),
-// row-major. The noise position of class c of row (o, i) is (o * classes + c) * inner + i, whatever
-// the strides.
+// row-major.
 struct Problem {
   ElementType type;
   std::int64_t outer, classes, inner;
@@ -37,6 +39,10 @@ struct Problem {
   std::int64_t size[kMaxDims];
 
   std::uint64_t seed, offset;
+  // Noise positions: of the first element, and their strides, which those of memory say nothing
+  // about. They are contiguous unless the logits are part of a larger tensor.
+  std::uint64_t first_position;
+  Strides positions;
   double tau_value;  // used where tau has no data
   bool hard;
 
@@ -56,8 +62,8 @@ struct Problem {
 enum class Regime {
   kRows,      // tiles of whole rows, vectorised along the classes
   kSplitRow,  // few long rows: one row at a time, its chunks shared among threads
-  kSlabs,  // a few interleaved rows (1 < inner < 16): noise drawn for all of them in one run, then
-           // rows
+  kSlabs,    // a few interleaved rows (1 < inner < 16) of contiguous positions: noise drawn for all
+             // of them in one run, then rows
   kColumns,  // vectorised across up to 64 neighbouring rows, classes in sequence
 };
 
@@ -80,8 +86,13 @@ enum class Op { kForward, kIndexOnly, kBackward, kBackwardRecompute };
 
 Plan make_plan(Op op, const Problem& problem, int threads);
 
-// Distance of a row's first element from the operand's data.
-std::int64_t row_offset(const Problem& problem, const Operand& operand, std::int64_t row);
+// Distance of a row's first element from that of row 0.
+std::int64_t row_offset(const Problem& problem, const Strides& strides, std::int64_t row);
+
+inline std::uint64_t noise_position(const Problem& p, std::int64_t row, std::int64_t c) {
+  return p.first_position + static_cast<std::uint64_t>(row_offset(p, p.positions, row)) +
+         static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.positions.class_stride);
+}
 
 // Partial results of the chunks of one row, for Regime::kSplitRow.
 struct ChunkState {

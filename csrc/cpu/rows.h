@@ -150,8 +150,13 @@ class RowWorker {
     const Run<const T> x = read_rows(p_, p_.logits, row, rows, x_buffer_, kTile + kLanes);
     Run<const std::uint8_t> allowed{nullptr, nullptr};
     if (p_.mask) allowed = read_rows(p_, p_.mask, row, rows, mask_buffer_, kTile + kLanes);
-    add_gumbel_noise(noise_, position(row, 0), rows * p_.classes, x.data, x.end, allowed.data,
-                     allowed.end, z, z_end);
+    // Rows whose positions follow each other are one run.
+    const std::int64_t runs = p_.positions.contiguous ? 1 : rows, count = rows * p_.classes / runs;
+    for (std::int64_t r = 0; r < runs; ++r) {
+      const std::int64_t at = r * count;
+      add_gumbel_noise(noise_, noise_position(p_, row + r, 0), count, x.data + at, x.end,
+                       allowed.data ? allowed.data + at : nullptr, allowed.end, z + at, z_end);
+    }
   }
 
   // Noisy logits of one chunk of a long row; inner == 1.
@@ -159,13 +164,8 @@ class RowWorker {
     const Run<const T> x = read_chunk(p_.logits, row, c, count, x_buffer_);
     Run<const std::uint8_t> allowed{nullptr, nullptr};
     if (p_.mask) allowed = read_chunk(p_.mask, row, c, count, mask_buffer_);
-    add_gumbel_noise(noise_, position(row, c), count, x.data, x.end, allowed.data, allowed.end, z,
-                     z_end);
-  }
-
-  std::uint64_t position(std::int64_t row, std::int64_t c) const {
-    return static_cast<std::uint64_t>(row) * static_cast<std::uint64_t>(p_.classes) +
-           static_cast<std::uint64_t>(c);
+    add_gumbel_noise(noise_, noise_position(p_, row, c), count, x.data, x.end, allowed.data,
+                     allowed.end, z, z_end);
   }
 
   template <class E>
@@ -335,10 +335,15 @@ class RowWorker {
     const Run<const T> x = read_rows(p_, p_.logits, row, rows, x_buffer_, kTile + kLanes);
     Run<const std::uint8_t> allowed{nullptr, nullptr};
     if (p_.mask) allowed = read_rows(p_, p_.mask, row, rows, mask_buffer_, kTile + kLanes);
-    prepare_search(position(row, 0), rows * classes, x, allowed);
+    // Rows whose positions follow each other are searched in one run of them.
+    const std::int64_t run = p_.positions.contiguous ? rows : 1;
     for (std::int64_t r = 0; r < rows; ++r) {
+      if (r % run == 0) {
+        prepare_search(noise_position(p_, row + r, 0), run * classes, rows_from(x, r),
+                       rows_from(allowed, r));
+      }
       Best<A> best;
-      update_search(best, r * classes, classes, 0, x, allowed);
+      update_search(best, r % run * classes, classes, 0, rows_from(x, r), rows_from(allowed, r));
       settle_pick(row + r, best, cleared);
     }
   }
@@ -348,8 +353,14 @@ class RowWorker {
     const Run<const T> x = read_chunk(p_.logits, row, c, count, x_buffer_);
     Run<const std::uint8_t> allowed{nullptr, nullptr};
     if (p_.mask) allowed = read_chunk(p_.mask, row, c, count, mask_buffer_);
-    prepare_search(position(row, c), count, x, allowed);
+    prepare_search(noise_position(p_, row, c), count, x, allowed);
     update_search(best, 0, count, c, x, allowed);
+  }
+
+  // What is left of a run of rows from its r-th on.
+  template <class E>
+  Run<const E> rows_from(const Run<const E>& run, std::int64_t r) const {
+    return {run.data ? run.data + r * p_.classes : nullptr, run.end};
   }
 
   // Long float32 rows are searched by bounds, others through their noisy logits: in a short row too
@@ -365,12 +376,12 @@ class RowWorker {
                        static_cast<const A*>(z_buffer_ + kTile + kLanes));
     }
   }
+  // `at`: the first of the prepared positions.
   void update_search(Best<A>& best, std::int64_t at, std::int64_t count, std::int64_t base,
                      const Run<const T>& x, const Run<const std::uint8_t>& allowed) {
     if constexpr (std::is_same_v<A, float>) {
       if (bounded()) {
-        search_.update(best, at, x.data + at, x.end, allowed.data ? allowed.data + at : nullptr,
-                       allowed.end, count, base);
+        search_.update(best, at, x.data, x.end, allowed.data, allowed.end, count, base);
         return;
       }
     }
@@ -541,12 +552,9 @@ class RowWorker {
       const Run<const T> x = read_slab(p_.logits, first_row, c, count, x_buffer_);
       Run<const std::uint8_t> allowed{nullptr, nullptr};
       if (p_.mask) allowed = read_slab(p_.mask, first_row, c, count, mask_buffer_);
-      const std::uint64_t n =
-          (static_cast<std::uint64_t>(outer) * static_cast<std::uint64_t>(classes) +
-           static_cast<std::uint64_t>(c)) *
-          static_cast<std::uint64_t>(inner);
-      add_gumbel_noise(noise_, n, count * inner, x.data, x.end, allowed.data, allowed.end,
-                       z_buffer_, static_cast<const A*>(z_buffer_ + kTile + kLanes));
+      add_gumbel_noise(noise_, noise_position(p_, first_row, c), count * inner, x.data, x.end,
+                       allowed.data, allowed.end, z_buffer_,
+                       static_cast<const A*>(z_buffer_ + kTile + kLanes));
       for (std::int64_t i = 0; i < inner; ++i) {
         A* z = rows + i * pitch + (soft ? c : 0);
         for (std::int64_t j = 0; j < count; ++j) z[j] = z_buffer_[j * inner + i];

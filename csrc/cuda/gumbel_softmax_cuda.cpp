@@ -185,6 +185,11 @@ at::Tensor as_empty_like(const at::Tensor& result, const at::Tensor& logits) {
   return out.copy_(result);
 }
 
+void refuse_positions(const char* op, at::OptionalSymIntArrayRef positions) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!positions, op, ": positions are not implemented on CUDA, got ",
+                              *positions);
+}
+
 class Call {
  public:
   Call(const char* op, const at::Tensor& like, int64_t dim)
@@ -306,9 +311,10 @@ class Call {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cuda(
     const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
     const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state) {
+    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_softmax";
-  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state);
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
+  refuse_positions(op, positions);
   if (tau_tensor && tau_tensor->is_cpu()) check_tau_values(op, tau_tensor->to(at::kDouble));
 
   Call call(op, logits, dim);
@@ -335,9 +341,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cuda(
 
 at::Tensor gumbel_argmax_cuda(const at::Tensor& logits, int64_t dim, bool keepdim,
                               const OptionalTensor& mask, std::optional<at::Generator> generator,
-                              const OptionalTensor& rng_state) {
+                              const OptionalTensor& rng_state,
+                              at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_argmax";
-  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state);
+  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state, positions);
+  refuse_positions(op, positions);
 
   Call call(op, logits, dim);
   at::Tensor index =
@@ -354,14 +362,15 @@ at::Tensor gumbel_argmax_cuda(const at::Tensor& logits, int64_t dim, bool keepdi
   return index;
 }
 
-at::Tensor gumbel_noise_cuda(const at::Tensor& like, at::IntArrayRef size,
+at::Tensor gumbel_noise_cuda(const at::Tensor& like, c10::SymIntArrayRef size,
                              std::optional<at::Generator> generator,
-                             const OptionalTensor& rng_state) {
+                             const OptionalTensor& rng_state,
+                             at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_noise";
-  check_logits(op, like);
-  check_randomness(op, like, generator, rng_state);
+  check_noise(op, like, size, generator, rng_state, positions);
+  refuse_positions(op, positions);
   const c10::cuda::CUDAGuard guard(like.device());
-  at::Tensor noise = at::empty(size, like.options());
+  at::Tensor noise = at::empty_symint(size, like.options());
   if (noise.numel() == 0) return noise;
   at::Tensor on_device;
   const RandomSource random = random_source(generator, rng_state, on_device);
@@ -377,8 +386,11 @@ std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const 
                                                  const at::Tensor& index, double tau,
                                                  const OptionalTensor& tau_tensor, int64_t dim,
                                                  const OptionalTensor& mask,
-                                                 const OptionalTensor& rng_state, bool tau_grad) {
-  dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state);
+                                                 const OptionalTensor& rng_state, bool tau_grad,
+                                                 at::OptionalSymIntArrayRef positions) {
+  dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state,
+                       positions);
+  refuse_positions(name, positions);
 
   Call call(name, logits_or_y, dim);
   at::Tensor grad_tau = empty_grad_tau(logits_or_y, dim, tau_grad);
@@ -410,15 +422,15 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cuda(const at::Tensor
                                                                 const OptionalTensor& tau_tensor,
                                                                 int64_t dim, bool tau_grad) {
   return backward_cuda("gumbel_softmax_backward", Op::kBackward, grad, y, index, tau, tau_tensor,
-                       dim, std::nullopt, std::nullopt, tau_grad);
+                       dim, std::nullopt, std::nullopt, tau_grad, std::nullopt);
 }
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_cuda(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
     const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
-    const at::Tensor& rng_state, bool tau_grad) {
+    const at::Tensor& rng_state, bool tau_grad, at::OptionalSymIntArrayRef positions) {
   return backward_cuda("gumbel_softmax_hard_backward", Op::kBackwardRecompute, grad, logits, index,
-                       tau, tau_tensor, dim, mask, rng_state, tau_grad);
+                       tau, tau_tensor, dim, mask, rng_state, tau_grad, positions);
 }
 
 }  // namespace

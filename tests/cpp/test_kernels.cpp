@@ -6,6 +6,7 @@
 //
 // --digest prints one hash of every result that CAPABILITY's kernels computed, to compare machines
 // that cannot run each other's instructions.
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -200,20 +201,47 @@ double reference_noise(std::uint64_t seed, std::uint64_t offset, std::uint64_t n
 // ---- cases
 // -----------------------------------------------------------------------------------------------------------
 
+// Where noise positions of [outer, classes, inner] lie.
+enum class Places {
+  kRowMajor,
+  kShifted,   // from another first position on
+  kPart,      // a part of a tensor with more classes and more inner elements
+  kRepeated,  // every inner element the noise of its neighbour, as in a batch of equal noise
+};
+
 struct Case {
   ElementType type;
   std::int64_t outer, classes, inner;
   Layout layout;
   bool masked, tau_per_row, special;
   double tau;
+  Places places;
 
   std::string name() const {
     char text[160];
-    std::snprintf(text, sizeof text, "%s [%lld, %lld, %lld] layout %d%s%s%s", name_of(type),
-                  static_cast<long long>(outer), static_cast<long long>(classes),
-                  static_cast<long long>(inner), static_cast<int>(layout), masked ? " masked" : "",
-                  tau_per_row ? " tau per row" : "", special ? " special values" : "");
+    std::snprintf(text, sizeof text, "%s [%lld, %lld, %lld] layout %d places %d%s%s%s",
+                  name_of(type), static_cast<long long>(outer), static_cast<long long>(classes),
+                  static_cast<long long>(inner), static_cast<int>(layout), static_cast<int>(places),
+                  masked ? " masked" : "", tau_per_row ? " tau per row" : "",
+                  special ? " special values" : "");
     return text;
+  }
+
+  std::uint64_t first_position() const { return places == Places::kRowMajor ? 0 : 0xFFFFFFFF7ull; }
+  // Of outer, classes, inner.
+  std::array<std::int64_t, 3> position_strides() const {
+    switch (places) {
+      case Places::kPart:
+        return {(classes + 3) * (inner + 2), inner + 2, 1};
+      case Places::kRepeated:
+        return {classes + 3, 1, 0};
+      default:
+        return {classes * inner, inner, 1};
+    }
+  }
+  std::uint64_t position(std::int64_t o, std::int64_t k, std::int64_t i) const {
+    const auto s = position_strides();
+    return first_position() + static_cast<std::uint64_t>(o * s[0] + k * s[1] + i * s[2]);
   }
 };
 
@@ -284,6 +312,12 @@ Results compute(const KernelTable& table, const Case& c, const Data& d, Layout l
   p.seed = kSeed;
   p.offset = kOffset;
   p.tau_value = c.tau;
+  p.first_position = c.first_position();
+  const auto strides = c.position_strides();
+  p.positions.stride[0] = strides[0];
+  p.positions.stride[1] = strides[2];
+  p.positions.class_stride = c.classes == 1 ? 1 : strides[1];
+  p.positions.contiguous = c.places == Places::kRowMajor || c.places == Places::kShifted;
 
   const int element = size_of(c.type), wide = c.type == ElementType::kFloat64 ? 8 : 4;
   const std::int64_t rows = p.rows();
@@ -399,7 +433,7 @@ void check_values(const Case& c, const Data& d, const Results& got) {
         if (!d.mask[n]) continue;
         if (first_allowed < 0) first_allowed = k;
         if (d.logits[n] != d.logits[n] && first_nan < 0) first_nan = k;
-        const double v = d.logits[n] + reference_noise(kSeed, kOffset, n);
+        const double v = d.logits[n] + reference_noise(kSeed, kOffset, c.position(o, k, i));
         z[static_cast<std::size_t>(k)] = v;
         if (v > top) top = v;
         if (std::isfinite(v)) widest = std::max(widest, std::fabs(v));
@@ -516,7 +550,7 @@ std::vector<Case> make_cases(bool quick) {
         for (int variant = 0; variant < (quick ? 1 : 2); ++variant, ++turn) {
           cases.push_back(Case{type, outer, classes, inner, static_cast<Layout>(turn % 4),
                                turn % 3 == 0, turn % 5 < 2, turn % 2 == 0,
-                               turn % 7 == 0 ? 0.1 : 0.8});
+                               turn % 7 == 0 ? 0.1 : 0.8, static_cast<Places>(turn / 3 % 4)});
         }
       }
     }
@@ -571,7 +605,7 @@ int main(int argc, char** argv) {
           c.layout == Layout::kContiguous ? Layout::kClassesLast : Layout::kContiguous;
       check(digest(c, compute(table, c, d, other, 1, false)) == digest(c, base),
             c.name() + ": bits depend on layout");
-      if (c.inner == 1) {
+      if (c.inner == 1 && (c.places != Places::kPart || c.classes == 1)) {
         check(digest(c, compute(table, c, d, c.layout, 3, true)) == digest(c, base),
               c.name() + ": bits of a row shared among threads");
       }
