@@ -35,7 +35,7 @@ _CHUNK = 1 << 15
 @functools.cache
 def _chunk_of_noise(seed, offset, number):
     """Small enough for the hundred temporaries of the generator to stay in the cache."""
-    return _reference.gumbel_noise([_CHUNK], rng_state(seed, offset), number * _CHUNK)
+    return _reference.gumbel_noise([_CHUNK], rng_state(seed, offset), [number * _CHUNK, 1])
 
 
 def noise(shape, seed=SEED, offset=OFFSET):
