@@ -90,12 +90,14 @@ SOURCES = [
     "csrc/library.cpp",
     "csrc/meta.cpp",
     "csrc/module.cpp",
+    "csrc/sharded_rows.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/gumbel_softmax_cpu.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
     "csrc/cpu/kernels_baseline.cpp",
     "csrc/cpu/plan.cpp",
+    "csrc/cpu/sharded_rows_cpu.cpp",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/gumbel_softmax_cuda.cpp",

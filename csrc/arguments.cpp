@@ -154,6 +154,56 @@ int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor&
   return dim;
 }
 
+namespace {
+
+void check_of_rows(const char* op, const char* name, const at::Tensor& values,
+                   const at::Tensor& logits, int64_t dim) {
+  const c10::SymDimVector shape = shape_without(logits, dim);
+  TORCH_CHECK_VALUE(
+      values.scalar_type() == at::kDouble && values.sym_sizes() == c10::SymIntArrayRef(shape), op,
+      ": ", name, " must be float64 of shape ", c10::SymIntArrayRef(shape), ", got ",
+      scalar_name(values.scalar_type()), " of shape ", values.sym_sizes());
+}
+
+}  // namespace
+
+int64_t check_exponentiate(const char* op, const at::Tensor& scores, const at::Tensor& largest,
+                           double tau, const OptionalTensor& tau_tensor, int64_t dim) {
+  check_logits(op, scores);
+  TORCH_CHECK_TYPE(scores.scalar_type() == compute_dtype(scores.scalar_type()), op,
+                   ": scores must have dtype float32 or float64, got ",
+                   scalar_name(scores.scalar_type()));
+  TORCH_CHECK_VALUE(scores.dim() > 0, op, ": scores must have a dimension");
+  dim = wrapped_dim(op, scores, dim);
+  check_tau(op, tau, tau_tensor, scores, dim);
+  check_of_rows(op, "largest", largest, scores, dim);
+  return dim;
+}
+
+int64_t check_dot(const char* op, const at::Tensor& grad, const at::Tensor& y,
+                  const at::Tensor& shift, const OptionalTensor& dot, int64_t dim) {
+  check_logits(op, grad);
+  TORCH_CHECK_VALUE(grad.dim() > 0, op, ": grad must have a dimension");
+  dim = wrapped_dim(op, grad, dim);
+  TORCH_CHECK_VALUE(
+      y.sym_sizes() == grad.sym_sizes() && (y.scalar_type() == grad.scalar_type() ||
+                                            y.scalar_type() == compute_dtype(grad.scalar_type())),
+      op, ": y must have the shape of grad, and its dtype or the one computed in");
+  check_of_rows(op, "shift", shift, grad, dim);
+  if (dot) check_of_rows(op, "dot", *dot, grad, dim);
+  return dim;
+}
+
+void check_noise_at(const char* op, const at::Tensor& like, const at::Tensor& position,
+                    const at::Tensor& rng_state) {
+  check_logits(op, like);
+  check_randomness(op, like, std::nullopt, rng_state);
+  TORCH_CHECK_TYPE(position.scalar_type() == at::kLong, op, ": position must be int64, got ",
+                   scalar_name(position.scalar_type()));
+  TORCH_CHECK_VALUE(position.device() == like.device(), op, ": position must be on ", like.device(),
+                    ", got ", position.device());
+}
+
 c10::SymDimVector shape_without(const at::Tensor& logits, int64_t dim) {
   c10::SymDimVector shape(logits.sym_sizes().begin(), logits.sym_sizes().end());
   if (!shape.empty()) shape.erase(shape.begin() + dim);

@@ -41,6 +41,15 @@ int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor&
                        int64_t dim, const OptionalTensor& mask, const OptionalTensor& rng_state,
                        at::OptionalSymIntArrayRef positions);
 
+// Those of the pieces of sharded rows: scores are float32 or float64; largest, shift and dot are
+// float64, of the shape of scores or grad without dim.
+int64_t check_exponentiate(const char* op, const at::Tensor& scores, const at::Tensor& largest,
+                           double tau, const OptionalTensor& tau_tensor, int64_t dim);
+int64_t check_dot(const char* op, const at::Tensor& grad, const at::Tensor& y,
+                  const at::Tensor& shift, const OptionalTensor& dot, int64_t dim);
+void check_noise_at(const char* op, const at::Tensor& like, const at::Tensor& position,
+                    const at::Tensor& rng_state);
+
 // The shape of logits with `dim` removed (indices), or of size 1 (temperatures).
 c10::SymDimVector shape_without(const at::Tensor& logits, int64_t dim);
 c10::SymDimVector shape_reduced(const at::Tensor& logits, int64_t dim);

@@ -39,6 +39,15 @@ TORCH_LIBRARY(gumbel_ext, m) {
       "Tensor? mask, Tensor rng_state, bool tau_grad, SymInt[]? positions=None) -> (Tensor "
       "grad_logits, Tensor grad_tau)",
       deterministic);
+
+  // What rows that are sharded over processes need besides: gumbel_ext/_sharded_rows.py calls them.
+  m.def("noise_at(Tensor like, Tensor position, Tensor rng_state) -> Tensor", deterministic);
+  m.def(
+      "exponentiate_chunks(Tensor scores, Tensor largest, float tau, Tensor? tau_tensor, int dim) "
+      "-> (Tensor exponentials, Tensor sums)",
+      deterministic);
+  m.def("dot_chunks(Tensor grad, Tensor y, Tensor shift, Tensor? dot, int dim) -> Tensor sums",
+        deterministic);
 }
 
 namespace gumbel_ext {

@@ -151,20 +151,23 @@ def gumbel_noise(
         positions: ``[base, stride_0, ..., stride_{n-1}]``: the element with indices ``i`` has
             position ``base + sum(i * stride)``, as in a part of a larger tensor.
     """
-    if positions is not None:
-        base, *strides = positions
+    count, row_major = 1, list[int]()
+    for extent in reversed(size):
+        row_major.insert(0, count)
+        count *= extent
+    base, *strides = [0, *row_major] if positions is None else positions
+    if strides != row_major:
         position = torch.full(tuple(size), base, dtype=torch.int64, device=rng_state.device)
         for d, (extent, stride) in enumerate(zip(size, strides, strict=True)):
             steps = torch.arange(extent, device=rng_state.device) * stride
             position = position + steps.view(-1, *[1] * (len(size) - d - 1))
         return gumbel(*random_words(position, rng_state))
-    count = 1
-    for extent in size:
-        count *= extent
     # All four words of a block are used, a quarter of the work of random_words().
-    block = torch.arange((count + 3) // 4, device=rng_state.device)
+    skipped = base & 3
+    block = torch.arange((skipped + count + 3) // 4, device=rng_state.device) + (base >> 2)
     hi, lo = (
-        torch.stack(random_block(block, rng_state, k), dim=-1).flatten()[:count] for k in (0, 1)
+        torch.stack(random_block(block, rng_state, k), dim=-1).flatten()[skipped : skipped + count]
+        for k in (0, 1)
     )
     return gumbel(hi, lo).reshape(tuple(size))
 

@@ -763,7 +763,7 @@ def test_positions_past_the_low_counter_word(device):
     logits = torch.zeros((), dtype=torch.bfloat16, device=device).expand(rows, classes)
     index = gumbel_ext.gumbel_argmax(logits, rng_state=rng_state(device=device))
     for row in (0, (1 << 14) - 1, 1 << 14, rows - 1):
-        noise = _reference.gumbel_noise([classes], rng_state(device=device), row * classes)
+        noise = _reference.gumbel_noise([classes], rng_state(device=device), [row * classes, 1])
         assert_index_close(index[row].view(1), logits[:1], noise.cpu().view(1, -1))
 
 

@@ -16,7 +16,7 @@ def reference_rows(logits_row, rows, state):
     """float64 ``(y, index)`` of single rows of an expanded matrix, at their own positions."""
     classes = logits_row.shape[-1]
     for row in rows:
-        g = _reference.gumbel_noise([classes], state.cpu(), row * classes)
+        g = _reference.gumbel_noise([classes], state.cpu(), [row * classes, 1])
         yield row, g, reference(logits_row, 0.5, noise=g)
 
 
@@ -45,7 +45,7 @@ def test_index_within_a_long_row(device, state):
     mask[-allowed:] = True
     logits = torch.zeros((), dtype=torch.bfloat16, device=device).expand(classes)
     index = gumbel_ext.gumbel_argmax(logits, mask=mask, rng_state=state)
-    g = _reference.gumbel_noise([allowed], state.cpu(), classes - allowed)
+    g = _reference.gumbel_noise([allowed], state.cpu(), [classes - allowed, 1])
     assert index == classes - allowed + int(g.argmax())
 
 
@@ -55,7 +55,7 @@ def test_index_over_an_inner_dimension(device, state):
     column = torch.randn(1, 1000, 1).to(device, torch.bfloat16)
     index = gumbel_ext.gumbel_argmax(column.expand(outer, 1000, inner), 1, rng_state=state).cpu()
     for i in (0, outer - 11, outer - 1):
-        g = _reference.gumbel_noise([1000, inner], state.cpu(), i * 1000 * inner)
+        g = _reference.gumbel_noise([1000, inner], state.cpu(), [i * 1000 * inner, inner, 1])
         expected = _reference.gumbel_argmax(
             column[0].cpu().double().expand(1000, inner), 0, noise=g
         )

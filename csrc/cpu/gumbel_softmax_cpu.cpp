@@ -1,35 +1,15 @@
 // Tensors -> Problem, and its plan carried out on PyTorch's threads.
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <limits>
-#include <mutex>
 
-#include "../arguments.h"
 #include "execute.h"
+#include "tensors.h"
 
 namespace gumbel_ext {
 namespace cpu {
 namespace {
-
-struct RngState {
-  uint64_t seed, offset;
-};
-
-// The noise contract on the CPU: one 64-bit seed a call, offset 0.
-RngState reserve_randomness(const std::optional<at::Generator>& generator,
-                            const OptionalTensor& rng_state) {
-  if (rng_state) {
-    const at::Tensor state = rng_state->cpu().contiguous();
-    const int64_t* values = state.const_data_ptr<int64_t>();
-    return {static_cast<uint64_t>(values[0]), static_cast<uint64_t>(values[1])};
-  }
-  auto* source = at::get_generator_or_default<at::CPUGeneratorImpl>(
-      generator, at::detail::getDefaultCPUGenerator());
-  const std::lock_guard<std::mutex> lock(source->mutex_);
-  return {source->random64(), 0};
-}
 
 at::Tensor to_tensor(const RngState& state) {
   at::Tensor out = at::empty({2}, at::kLong);
@@ -37,19 +17,6 @@ at::Tensor to_tensor(const RngState& state) {
   values[0] = static_cast<int64_t>(state.seed);
   values[1] = static_cast<int64_t>(state.offset);
   return out;
-}
-
-ElementType element_type(at::ScalarType type) {
-  switch (type) {
-    case at::kDouble:
-      return ElementType::kFloat64;
-    case at::kFloat:
-      return ElementType::kFloat32;
-    case at::kBFloat16:
-      return ElementType::kBFloat16;
-    default:
-      return ElementType::kFloat16;
-  }
 }
 
 // Where the noise of a tensor's elements lies: the op's argument, or else row-major order from 0.
@@ -163,17 +130,6 @@ struct Output {
     if (!rows.is_same(tensor)) tensor.copy_(rows);
   }
 };
-
-// A temperature tensor as float64 values broadcast over the rows.
-at::Tensor row_temperatures(const char* op, const OptionalTensor& tau_tensor,
-                            const at::Tensor& logits, int64_t dim) {
-  if (!tau_tensor) return at::Tensor();
-  const at::Tensor values = tau_tensor->to(at::kDouble);
-  check_tau_values(op, values);
-  at::DimVector shape(logits.sizes());
-  if (!shape.empty()) shape[dim] = 1;
-  return values.expand(shape);
-}
 
 at::Tensor broadcast_mask(const OptionalTensor& mask, const at::Tensor& logits) {
   return mask ? mask->expand(logits.sizes()) : at::Tensor();

@@ -23,6 +23,15 @@ struct KernelTable {
   // Noise of positions first, first + 1, ...
   void (*noise)(ElementType type, std::uint64_t seed, std::uint64_t offset, std::uint64_t first,
                 std::int64_t count, void* out);
+  // For rows that are sharded over processes, a chunk (kChunk classes, or what is left) at a time,
+  // in the arithmetic of the kernels above: e = exp((z - largest) / tau), whose sum is returned, z
+  // and e float or double;
+  double (*exponentiate)(ElementType type, const void* z, std::int64_t count, double largest,
+                         double tau, void* e);
+  // and the sum of y (grad - shift), or with `dot` that of log(y) y (grad - shift - dot). y is of
+  // the type of grad, or of the type computed in.
+  double (*dot)(ElementType type, bool computed_y, const void* y, const void* grad,
+                std::int64_t count, double shift, const double* dot);
   // The noise that given words make, for tests of the far ends; float or double.
   void (*noise_from_words)(ElementType type, const std::uint32_t* hi, const std::uint32_t* lo,
                            std::int64_t count, void* out);

@@ -29,8 +29,7 @@
 
 namespace gumbel_ext {
 namespace cpu {
-const KernelTable kAvx2Kernels = {
-    "avx2", avx2::run, avx2::split_step, avx2::split_settle, avx2::noise, avx2::noise_from_words};
+const KernelTable kAvx2Kernels = avx2::kernel_table("avx2");
 }  // namespace cpu
 }  // namespace gumbel_ext
 

@@ -34,9 +34,7 @@
 
 namespace gumbel_ext {
 namespace cpu {
-const KernelTable kAvx512Kernels = {"avx512",           avx512::run,
-                                    avx512::split_step, avx512::split_settle,
-                                    avx512::noise,      avx512::noise_from_words};
+const KernelTable kAvx512Kernels = avx512::kernel_table("avx512");
 }  // namespace cpu
 }  // namespace gumbel_ext
 

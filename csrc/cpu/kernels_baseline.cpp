@@ -4,13 +4,10 @@
 
 namespace gumbel_ext {
 namespace cpu {
-const KernelTable kBaselineKernels = {
 #if defined(__aarch64__)
-    "neon",
+const KernelTable kBaselineKernels = baseline::kernel_table("neon");
 #else
-    "generic",
+const KernelTable kBaselineKernels = baseline::kernel_table("generic");
 #endif
-    baseline::run,   baseline::split_step,      baseline::split_settle,
-    baseline::noise, baseline::noise_from_words};
 }  // namespace cpu
 }  // namespace gumbel_ext
