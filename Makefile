@@ -1,5 +1,5 @@
 # make demo    the example: a categorical VAE; leaves a picture in demo/
-# make test    the tests
+# make test    the tests;    make test-torch TORCH=2.8.0 with another torch
 # make bench   the measurements; leaves JSON in benchmarks/results, tables and plots in docs/
 # make lint    ruff, mypy, clang-format, changing nothing;    make format changes
 # make sanitize  the C++ under ASan + UBSan and TSan
@@ -23,7 +23,7 @@ CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cuh' -o -
 CXX_FILES = $(shell find csrc tests/cpp tests/cuda $(CXX_NAMES))
 BUILD_INPUTS = setup.py pyproject.toml gumbel_ext/_version.py $(shell find csrc -type d -o $(CXX_NAMES))
 
-.PHONY: build demo test bench lint format sanitize cuda-check clean
+.PHONY: build demo test test-torch bench lint format sanitize cuda-check clean
 
 build: $(VENV)/.built
 
@@ -32,6 +32,20 @@ demo: build
 
 test: build
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+# In a copy of the tree with an environment of its own, because the compiled module lies beside the
+# Python files. The copy keeps them, its objects and its environment from one time to the next.
+COPY := build/torch-$(TORCH)
+test-torch:
+	@test -n "$(TORCH)" || { echo "Which torch? For instance: make test-torch TORCH=2.8.0" >&2; exit 2; }
+	@mkdir -p $(COPY)
+	cd $(COPY) && find . \( -path ./.venv -o -path ./build -o -name '*.egg-info' \) -prune -o \
+	    -type f ! -name '_C.*.so' ! -name _built_for.json -exec rm {} +
+	git ls-files -z --cached --others --exclude-standard | \
+	    tar -c --null --ignore-failed-read -T - | tar -x -C $(COPY)
+	sed 's/^torch==.*/torch==$(TORCH)/' requirements-dev.txt > $(COPY)/requirements-dev.txt
+	@touch -r requirements-dev.txt $(COPY)/requirements-dev.txt
+	$(MAKE) -C $(COPY) test
 
 bench: build
 	$(RUN) benchmarks/bench_cpu.py $(BENCH_ARGS)

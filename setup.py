@@ -86,6 +86,7 @@ VERSION = runpy.run_path(str(ROOT / "gumbel_ext" / "_version.py"))["__version__"
 # CMakeLists.txt has the same lists without module.cpp.
 SOURCES = [
     "csrc/arguments.cpp",
+    "csrc/autocast.cpp",
     "csrc/autograd.cpp",
     "csrc/library.cpp",
     "csrc/meta.cpp",

@@ -10,12 +10,14 @@ Sources: E. Jang, S. Gu, B. Poole, "Categorical reparameterization with Gumbel-s
 from __future__ import annotations
 
 import importlib
+import numbers
 import warnings
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 __all__ = ["gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
@@ -134,6 +136,21 @@ def gumbel_softmax(
         >>> bool((y.argmax(-1) == index).all())
         True
     """
+    if has_torch_function_unary(logits):
+        overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
+            gumbel_softmax,
+            (logits, tau, mask, rng_state),
+            logits,
+            tau,
+            hard,
+            eps,
+            dim,
+            mask=mask,
+            return_index=return_index,
+            generator=generator,
+            rng_state=rng_state,
+        )
+        return overridden
     _check_tensor("gumbel_softmax", "logits", logits)
     _check_dim("gumbel_softmax", dim)
     _check_optional("gumbel_softmax", mask, generator, rng_state, logits.device)
@@ -180,6 +197,18 @@ def gumbel_argmax(
     Raises:
         TypeError, ValueError, IndexError: as :func:`gumbel_softmax`.
     """
+    if has_torch_function_unary(logits):
+        overridden: Tensor = handle_torch_function(
+            gumbel_argmax,
+            (logits, mask, rng_state),
+            logits,
+            dim,
+            keepdim,
+            mask=mask,
+            generator=generator,
+            rng_state=rng_state,
+        )
+        return overridden
     _check_tensor("gumbel_argmax", "logits", logits)
     _check_dim("gumbel_argmax", dim)
     _check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
@@ -254,19 +283,24 @@ def _keep_equal_calls_apart() -> bool:
     return True
 
 
-def _split_tau(tau: Number | Tensor) -> tuple[float, Tensor | None]:
+def _split_tau(tau: Any) -> tuple[float, Tensor | None]:
     """Splits a temperature into the op's number and tensor; one of them is not used."""
     if isinstance(tau, Tensor):
-        return 1.0, tau
+        # A buffer made of an int is as good as the int; bool and complex numbers the op refuses.
+        whole = not (tau.is_floating_point() or tau.is_complex() or tau.dtype == torch.bool)
+        return 1.0, tau.double() if whole else tau
     if isinstance(tau, bool) or not isinstance(tau, (int, float, torch.SymFloat, torch.SymInt)):
-        raise TypeError(
-            f"gumbel_softmax: tau must be a number or a tensor, got {tau!r} of type "
-            f"{type(tau).__name__}"
-        )
+        if isinstance(tau, bool) or not isinstance(tau, numbers.Real):
+            raise TypeError(
+                f"gumbel_softmax: tau must be a number or a tensor, got {tau!r} of type "
+                f"{type(tau).__name__}"
+            )
+        tau = float(tau)  # a float32 of NumPy, for one
     if torch.compiler.is_compiling():
         # As an argument of the op, or of torch.full, a number would become a constant of the graph,
         # and an annealed one would compile it anew at every step. A product keeps it an input.
-        return 1.0, torch.ones((), dtype=torch.float64) * tau
+        # On the CPU whatever the default device: there it goes with logits of every device.
+        return 1.0, torch.ones((), dtype=torch.float64, device="cpu") * tau
     return float(tau), None
 
 

@@ -1,0 +1,30 @@
+// What torch.autocast does to the operators: what it does to softmax.
+//
+// On CUDA softmax is on the list of operations that compute in float32 and return it. On the CPU it
+// is on no list and keeps its dtype; there, and for indices and noise everywhere, the fallthrough
+// that PyTorch registers for every operator is right.
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include "arguments.h"
+#include "gumbel_ext.h"
+
+namespace gumbel_ext {
+namespace {
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_autocast_cuda(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
+    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
+    const OptionalTensor& rng_state) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  // Above autograd, so that the gradient comes back in the dtype of the logits.
+  return gumbel_softmax(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau, tau_tensor,
+                        hard, dim, mask, return_index, generator, rng_state);
+}
+
+}  // namespace
+}  // namespace gumbel_ext
+
+TORCH_LIBRARY_IMPL(gumbel_ext, AutocastCUDA, m) {
+  m.impl("gumbel_softmax", &gumbel_ext::gumbel_softmax_autocast_cuda);
+}
