@@ -7,7 +7,14 @@ import sys
 from gumbel_ext._build_check import load_compiled_module
 from gumbel_ext._version import __version__
 
-__all__ = ["__version__", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
+__all__ = [
+    "PatchHandle",
+    "__version__",
+    "gumbel_argmax",
+    "gumbel_noise",
+    "gumbel_softmax",
+    "patch_torch",
+]
 
 try:
     load_compiled_module()
@@ -18,3 +25,4 @@ except ImportError:
         raise
 else:
     from gumbel_ext.functional import gumbel_argmax, gumbel_noise, gumbel_softmax
+    from gumbel_ext.patch import PatchHandle, patch_torch

@@ -1,0 +1,109 @@
+"""Puts this package's Gumbel-softmax in the place of :func:`torch.nn.functional.gumbel_softmax`."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gumbel_ext import functional
+
+__all__ = ["PatchHandle", "patch_torch"]
+
+_lock = threading.Lock()
+_handles: set[PatchHandle] = set()
+_replaced: Any = F.gumbel_softmax
+
+
+# The signature is F.gumbel_softmax's and no more: torch.jit.script takes no keyword-only arguments,
+# and others compare signatures.
+def gumbel_softmax(
+    logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
+) -> Tensor:
+    """What :func:`patch_torch` puts into ``torch.nn.functional``.
+
+    :func:`gumbel_ext.gumbel_softmax` with the signature of the function it replaces.
+    """
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        y: Tensor = torch.ops.gumbel_ext.gumbel_softmax(
+            logits, tau, None, hard, dim, None, False, None, None
+        )[0]
+        return y
+    if eps != 1e-10:
+        warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=2)
+    return functional.gumbel_softmax(logits, tau, hard, dim=dim)
+
+
+class PatchHandle:
+    """Undoes one call of :func:`patch_torch`: by :meth:`remove`, or at the end of a ``with``."""
+
+    def remove(self) -> None:
+        """Undoes the patch, unless other handles still hold it. A second call does nothing."""
+        with _lock:
+            if self not in _handles:
+                return
+            _handles.remove(self)
+            if _handles:
+                return
+            if F.gumbel_softmax is gumbel_softmax:
+                F.gumbel_softmax = _replaced
+                return
+        warnings.warn(
+            f"torch.nn.functional.gumbel_softmax was replaced by {F.gumbel_softmax!r} after "
+            "patch_torch(), and is left as it is",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def __enter__(self) -> PatchHandle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def patch_torch() -> PatchHandle:
+    """Replaces ``torch.nn.functional.gumbel_softmax``, so that code not one's own runs on this one.
+
+    Every caller that looks the function up when it calls it gets the replacement: all that say
+    ``F.gumbel_softmax(...)`` or ``torch.nn.functional.gumbel_softmax(...)``, also when compiled
+    before (Dynamo guards on the function; a model compiled under both keeps both graphs) or
+    scripted from then on. A module that said ``from torch.nn.functional import gumbel_softmax``
+    earlier has its own reference, which cannot be reached: patch before it is imported, or set its
+    attribute.
+
+    The patch is of the process, not of the thread: while it holds, all threads see it, and so do
+    processes forked from this one, but not those that are spawned. Calls nest, and may be undone in
+    any order; the original comes back with the last handle that is removed.
+
+    Where this differs from the original: a ``tau`` that is not positive and finite is an error
+    (there: NaN, or samples of another distribution), and so is a ``tau`` tensor that varies along
+    ``dim`` or is larger than ``logits``; samples have the memory format of ``logits``; a call takes
+    one seed from the generator, so samples for a given seed are other ones.
+
+    Returns:
+        A handle: keep it to call ``remove()``, or use it in a ``with`` statement. Dropping it
+        leaves the patch in place.
+
+    Example:
+        >>> with gumbel_ext.patch_torch():
+        ...     loss = model(batch).loss
+    """
+    global _replaced
+    handle = PatchHandle()
+    with _lock:
+        if F.gumbel_softmax is not gumbel_softmax:
+            _replaced = F.gumbel_softmax
+            F.gumbel_softmax = gumbel_softmax
+        _handles.add(handle)
+    return handle
