@@ -88,6 +88,7 @@ SOURCES = [
     "csrc/arguments.cpp",
     "csrc/autocast.cpp",
     "csrc/autograd.cpp",
+    "csrc/layouts.cpp",
     "csrc/library.cpp",
     "csrc/meta.cpp",
     "csrc/module.cpp",

@@ -56,20 +56,6 @@ def test_counts_follow_the_probabilities(device):
     assert z.abs().max() < 3.5
 
 
-def test_the_patch_of_one_line(device, monkeypatch):
-    """Code that calls F.gumbel_softmax in any of its spellings keeps working."""
-    monkeypatch.setattr(F, "gumbel_softmax", gumbel_ext.gumbel_softmax)
-    logits = torch.randn(4, 6, device=device)
-    for y in (
-        F.gumbel_softmax(logits),
-        F.gumbel_softmax(logits, 0.5),
-        F.gumbel_softmax(logits, 0.5, True),
-        F.gumbel_softmax(logits, 0.5, True, 1e-10, 0),
-        F.gumbel_softmax(logits, tau=0.5, hard=True, eps=1e-10, dim=0),
-    ):
-        assert y.shape == logits.shape
-
-
 def test_same_limits_as_the_original(device):
     """Both tend to softmax's behaviour: one-hot for small tau, even for large."""
     logits = torch.randn(50, 6).to(device)
