@@ -1,0 +1,275 @@
+"""The operators in ONNX, for :func:`torch.onnx.export`::
+
+    import gumbel_ext.onnx
+
+    torch.onnx.export(
+        model, args, dynamo=True, custom_translation_table=gumbel_ext.onnx.translation_table()
+    )
+
+Forward only, from opset 18 on. Imported on its own, because it needs the package onnxscript.
+
+The graph computes the noise of ``docs/noise.md``, random words to the bit and their logarithms in
+float64, as :mod:`gumbel_ext._reference` does; ``logits + noise`` and what follows is in float32, or
+float64 for float64 logits. ONNX has no errors for values: a temperature that is not positive gives
+what the division gives.
+
+With ``rng_state`` as an input of the model, its outputs are those of PyTorch. Without, every run
+draws a seed from ONNX's RandomUniform: the distribution is right, the numbers are not PyTorch's,
+and no seed of PyTorch's has a say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Optional, TypeAlias, Union
+
+import torch
+
+try:
+    from onnxscript import BFLOAT16, BOOL, DOUBLE, FLOAT, FLOAT16, INT64
+    from onnxscript import opset18 as op
+except ImportError as error:
+    raise ImportError("gumbel_ext.onnx needs onnxscript; run: pip install onnx onnxscript") from error
+
+from gumbel_ext._reference import _KEY_STEPS, _MULTIPLIERS, _ROUNDS, _WORD
+
+__all__ = ["translation_table"]
+
+# Symbolic tensors. The exporter reads these annotations at run time, unions as typing.Union.
+Value: TypeAlias = Any
+Floating: TypeAlias = Union[FLOAT16, BFLOAT16, FLOAT, DOUBLE]  # noqa: UP007
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The argument ``custom_translation_table`` of :func:`torch.onnx.export`, ``dynamo=True``.
+
+    Returns:
+        a new dict from operators to functions that write them in ONNX, to be merged with others.
+    """
+    ops = torch.ops.gumbel_ext
+    return {
+        ops.gumbel_softmax.default: _gumbel_softmax,
+        ops.gumbel_argmax.default: _gumbel_argmax,
+        ops.gumbel_noise.default: _gumbel_noise,
+    }
+
+
+# ---- the operators ------------------------------------------------------------------------------
+
+
+def _gumbel_softmax(
+    logits: Floating,
+    tau: float,
+    tau_tensor: Optional[Floating],  # noqa: UP045
+    hard: bool,
+    dim: int,
+    mask: Optional[BOOL],  # noqa: UP045
+    return_index: bool,
+    generator: Optional[str],  # noqa: UP045
+    rng_state: Optional[INT64],  # noqa: UP045
+) -> tuple[Floating, INT64, INT64]:
+    state = _state(rng_state)
+    scalar = len(logits.shape) == 0
+    dim = 0 if scalar else dim
+    scores = _scores(logits, mask, state)
+    index = _choice(scores, dim)
+    # NaN in a row that is NaN as a whole, or has an infinite maximum; else 0.
+    peak = op.GatherElements(scores, index, axis=dim)
+    peak_zero = op.Sub(peak, peak)
+    if hard:
+        classes = op.Gather(op.Shape(scores), _ints([dim]))
+        y = op.OneHot(
+            op.Squeeze(index, _ints([dim])), classes, _like(scores, [0.0, 1.0]), axis=dim
+        )
+        y = op.Add(y, peak_zero)
+    else:
+        # The maximum goes before the division: the smallest tau then gives 0 and -inf.
+        temperature = (
+            op.Cast(tau_tensor, to=scores.dtype.value)
+            if tau_tensor is not None
+            else _like(scores, tau)
+        )
+        smallest = 5e-324 if scores.dtype == DOUBLE.dtype else 2.0**-149
+        temperature = op.Max(temperature, _like(scores, smallest))
+        y = op.Softmax(op.Div(op.Sub(scores, peak), temperature), axis=dim)
+    if mask is not None:
+        possible = _possible(mask, scores, dim)
+        y = op.Where(possible, y, _like(scores, 0.0))
+        index = op.Where(possible, index, _ints(-1))
+    y = op.Cast(y, to=logits.dtype.value)
+    index = op.Squeeze(index, _ints([dim]))
+    if scalar:
+        y = op.Squeeze(y, _ints([0]))
+    return y, index if return_index else op.Constant(value_ints=[]), op.Identity(state)
+
+
+def _gumbel_argmax(
+    logits: Floating,
+    dim: int,
+    keepdim: bool,
+    mask: Optional[BOOL],  # noqa: UP045
+    generator: Optional[str],  # noqa: UP045
+    rng_state: Optional[INT64],  # noqa: UP045
+) -> INT64:
+    scalar = len(logits.shape) == 0
+    dim = 0 if scalar else dim
+    scores = _scores(logits, mask, _state(rng_state))
+    index = _choice(scores, dim)
+    if mask is not None:
+        index = op.Where(_possible(mask, scores, dim), index, _ints(-1))
+    return index if keepdim and not scalar else op.Squeeze(index, _ints([dim]))
+
+
+def _gumbel_noise(
+    like: Floating,
+    size: INT64,
+    generator: Optional[str],  # noqa: UP045
+    rng_state: Optional[INT64],  # noqa: UP045
+) -> Floating:
+    count = op.ReduceProd(size, keepdims=0)
+    noise = op.Reshape(_noise(count, _state(rng_state)), size, allowzero=1)
+    return op.Cast(noise, to=like.dtype.value)
+
+
+def _scores(logits: Value, mask: Value | None, state: Value) -> Value:
+    """``logits + noise`` in float32 or float64, -inf where the mask forbids; at least 1-D."""
+    if len(logits.shape) == 0:
+        logits = op.Reshape(logits, _ints([1]))
+    dtype = DOUBLE.dtype if logits.dtype == DOUBLE.dtype else FLOAT.dtype
+    noise = op.Reshape(_noise(op.Size(logits), state), op.Shape(logits), allowzero=1)
+    scores = op.Add(op.Cast(logits, to=dtype.value), op.Cast(noise, to=dtype.value))
+    scores.dtype = dtype
+    if mask is not None:
+        scores = op.Where(mask, scores, _like(scores, -math.inf))
+        scores.dtype = dtype
+    return scores
+
+
+def _choice(scores: Value, dim: int) -> Value:
+    """Index of the first maximum, or of the first NaN if there is one; ``dim`` kept."""
+    isnan = op.Cast(op.IsNaN(scores), to=INT64.dtype.value)
+    return op.Where(
+        op.Cast(op.ReduceMax(isnan, _ints([dim])), to=BOOL.dtype.value),
+        op.ArgMax(isnan, axis=dim),
+        op.ArgMax(scores, axis=dim),
+    )
+
+
+def _possible(mask: Value, scores: Value, dim: int) -> Value:
+    """Whether a row may choose any class; ``dim`` kept."""
+    allowed = op.Expand(op.Cast(mask, to=INT64.dtype.value), op.Shape(scores))
+    return op.Cast(op.ReduceMax(allowed, _ints([dim])), to=BOOL.dtype.value)
+
+
+# ---- the noise ----------------------------------------------------------------------------------
+
+
+def _state(rng_state: Value | None) -> Value:
+    """``[seed, offset]``, drawn from RandomUniform if there is none: four times 16 bits."""
+    if rng_state is not None:
+        return rng_state
+    drawn = op.RandomUniform(dtype=FLOAT.dtype.value, low=0.0, high=65536.0, shape=[4])
+    # The upper end may be reached by rounding. The highest part carries the sign of an int64.
+    parts = op.BitwiseAnd(op.Cast(op.Floor(drawn), to=INT64.dtype.value), _ints(0xFFFF))
+    parts = op.Sub(parts, _ints([0, 0, 0, 0x8000]))
+    seed = op.ReduceSum(op.Mul(parts, _ints([1, 1 << 16, 1 << 32, 1 << 48])))
+    return op.Concat(seed, _ints([0]), axis=0)
+
+
+def _noise(count: Value, state: Value) -> Value:
+    """Gumbel noise of positions 0 to ``count - 1``, float64: ``_reference.gumbel_noise``.
+
+    Both blocks of a position go through one Philox, in the first dimension of its words.
+    """
+    seed = op.Gather(state, _ints(0))
+    offset = op.Gather(state, _ints(1))
+    low = op.Add(_low(offset), _ints([[0], [1]]))
+    high = _low(op.Add(_high(offset), _shift_right(low, 32)))
+    block = op.Range(_ints(0), _shift_right(op.Add(count, _ints(3)), 2), _ints(1))
+    words = _philox4x32_10(
+        (_low(low), high, _low(block), _shift_right(block, 32)), (_low(seed), _high(seed))
+    )
+    shape = op.Concat(_ints([2]), op.Shape(block), axis=0)
+    both = op.Concat(*(op.Unsqueeze(op.Expand(w, shape), _ints([2])) for w in words), axis=2)
+    both = op.Reshape(both, _ints([2, -1]))
+    both = op.Slice(both, _ints([0]), op.Reshape(count, _ints([1])), _ints([1]))
+    hi, lo = (op.Gather(both, _ints(i)) for i in (0, 1))
+    # E = -log(1 - v). Where v is small, 1 - v has lost digits of v: the quotient v / (1 - (1 - v))
+    # gives them back. Where it is large, 1 - v comes from the complemented words, exactly.
+    v = _fraction(hi, lo)
+    complement = _fraction(op.Sub(_ints(_WORD), hi), op.Sub(_ints(_WORD), lo))
+    rest = op.Sub(_doubles(1.0), v)
+    lost = op.Sub(_doubles(1.0), rest)
+    zero = op.Equal(lost, _doubles(0.0))
+    scale = op.Where(zero, _doubles(1.0), op.Div(v, op.Where(zero, _doubles(1.0), lost)))
+    small = op.Where(zero, v, op.Mul(op.Neg(op.Log(rest)), scale))
+    exponential = op.Where(
+        op.Less(v, _doubles(0.5)), small, op.Neg(op.Log(complement))
+    )
+    return op.Neg(op.Log(exponential))
+
+
+def _philox4x32_10(counter: Sequence[Value], key: Sequence[Value]) -> Sequence[Value]:
+    c0, c1, c2, c3 = counter
+    for i in range(_ROUNDS):
+        k0, k1 = (_low(op.Add(k, _ints(i * s))) for k, s in zip(key, _KEY_STEPS, strict=True))
+        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
+        c0 = op.BitwiseXor(op.BitwiseXor(high1, c1), k0)
+        c2 = op.BitwiseXor(op.BitwiseXor(high0, c3), k1)
+        c1, c3 = low1, low0
+    return c0, c1, c2, c3
+
+
+def _multiply(constant: int, word: Value) -> tuple[Value, Value]:
+    """High and low 32 bits of the product, no step above 2^49."""
+    half = _ints(0xFFFF)
+    below = op.Mul(_ints(constant), op.BitwiseAnd(word, half))
+    above = op.Add(op.Mul(_ints(constant), _shift_right(word, 16)), _shift_right(below, 16))
+    low = op.Add(op.Mul(op.BitwiseAnd(above, half), _ints(1 << 16)), op.BitwiseAnd(below, half))
+    return _shift_right(above, 16), low
+
+
+def _fraction(hi: Value, lo: Value) -> Value:
+    """``(hi * 2^32 + lo + 1/2) * 2^-64`` in float64."""
+    hi, lo = (op.Cast(word, to=DOUBLE.dtype.value) for word in (hi, lo))
+    whole = op.Add(op.Mul(hi, _doubles(2.0**32)), op.Add(lo, _doubles(0.5)))
+    return op.Mul(whole, _doubles(2.0**-64))
+
+
+# BitShift is for unsigned integers, and multiplication and division for signed ones alone in
+# runtimes: words are int64 within [0, 2^32), shifts are divisions.
+
+
+def _shift_right(word: Value, bits: int) -> Value:
+    """Of a number that is not negative."""
+    return op.Div(word, _ints(1 << bits))
+
+
+def _low(x: Value) -> Value:
+    return op.BitwiseAnd(x, _ints(_WORD))
+
+
+def _high(x: Value) -> Value:
+    """Of an int64 read as unsigned: the difference divides without a rest, whatever its sign."""
+    return _low(op.Div(op.Sub(x, _low(x)), _ints(1 << 32)))
+
+
+def _ints(value: Any) -> Value:
+    return op.Constant(value=_tensor(value, torch.int64))
+
+
+def _doubles(value: Any) -> Value:
+    return op.Constant(value=_tensor(value, torch.float64))
+
+
+def _like(tensor: Value, value: Any) -> Value:
+    dtype = torch.float64 if tensor.dtype == DOUBLE.dtype else torch.float32
+    return op.Constant(value=_tensor(value, dtype))
+
+
+def _tensor(value: Any, dtype: torch.dtype) -> Any:
+    from onnxscript import ir
+
+    return ir.tensor(torch.tensor(value, dtype=dtype).numpy())
