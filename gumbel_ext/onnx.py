@@ -27,14 +27,18 @@ from typing import Any, Optional, TypeAlias, Union
 import torch
 
 try:
+    import onnxscript
     from onnxscript import BFLOAT16, BOOL, DOUBLE, FLOAT, FLOAT16, INT64
-    from onnxscript import opset18 as op
 except ImportError as error:
-    raise ImportError("gumbel_ext.onnx needs onnxscript; run: pip install onnx onnxscript") from error
+    raise ImportError(
+        "gumbel_ext.onnx needs onnxscript; run: pip install onnx onnxscript"
+    ) from error
 
 from gumbel_ext._reference import _KEY_STEPS, _MULTIPLIERS, _ROUNDS, _WORD
 
 __all__ = ["translation_table"]
+
+op: Any = onnxscript.opset18
 
 # Symbolic tensors. The exporter reads these annotations at run time, unions as typing.Union.
 Value: TypeAlias = Any
@@ -79,9 +83,7 @@ def _gumbel_softmax(
     peak_zero = op.Sub(peak, peak)
     if hard:
         classes = op.Gather(op.Shape(scores), _ints([dim]))
-        y = op.OneHot(
-            op.Squeeze(index, _ints([dim])), classes, _like(scores, [0.0, 1.0]), axis=dim
-        )
+        y = op.OneHot(op.Squeeze(index, _ints([dim])), classes, _like(scores, [0.0, 1.0]), axis=dim)
         y = op.Add(y, peak_zero)
     else:
         # The maximum goes before the division: the smallest tau then gives 0 and -inf.
@@ -101,7 +103,7 @@ def _gumbel_softmax(
     index = op.Squeeze(index, _ints([dim]))
     if scalar:
         y = op.Squeeze(y, _ints([0]))
-    return y, index if return_index else op.Constant(value_ints=[]), op.Identity(state)
+    return y, index if return_index else _ints([]), op.Identity(state)
 
 
 def _gumbel_argmax(
@@ -178,21 +180,16 @@ def _state(rng_state: Value | None) -> Value:
 
 
 def _noise(count: Value, state: Value) -> Value:
-    """Gumbel noise of positions 0 to ``count - 1``, float64: ``_reference.gumbel_noise``.
-
-    Both blocks of a position go through one Philox, in the first dimension of its words.
-    """
-    seed = op.Gather(state, _ints(0))
-    offset = op.Gather(state, _ints(1))
+    """Gumbel noise of positions 0 to ``count - 1``, float64: ``_reference.gumbel_noise``."""
+    seed, offset = (op.Gather(state, _ints([i])) for i in (0, 1))
     low = op.Add(_low(offset), _ints([[0], [1]]))
     high = _low(op.Add(_high(offset), _shift_right(low, 32)))
     block = op.Range(_ints(0), _shift_right(op.Add(count, _ints(3)), 2), _ints(1))
-    words = _philox4x32_10(
-        (_low(low), high, _low(block), _shift_right(block, 32)), (_low(seed), _high(seed))
+    both = _philox4x32_10(
+        (_low(low), high, _low(block), _shift_right(block, 32)),
+        (_low(seed), _high(seed)),
+        op.Concat(_ints([2]), op.Shape(block), axis=0),
     )
-    shape = op.Concat(_ints([2]), op.Shape(block), axis=0)
-    both = op.Concat(*(op.Unsqueeze(op.Expand(w, shape), _ints([2])) for w in words), axis=2)
-    both = op.Reshape(both, _ints([2, -1]))
     both = op.Slice(both, _ints([0]), op.Reshape(count, _ints([1])), _ints([1]))
     hi, lo = (op.Gather(both, _ints(i)) for i in (0, 1))
     # E = -log(1 - v). Where v is small, 1 - v has lost digits of v: the quotient v / (1 - (1 - v))
@@ -204,31 +201,35 @@ def _noise(count: Value, state: Value) -> Value:
     zero = op.Equal(lost, _doubles(0.0))
     scale = op.Where(zero, _doubles(1.0), op.Div(v, op.Where(zero, _doubles(1.0), lost)))
     small = op.Where(zero, v, op.Mul(op.Neg(op.Log(rest)), scale))
-    exponential = op.Where(
-        op.Less(v, _doubles(0.5)), small, op.Neg(op.Log(complement))
-    )
+    exponential = op.Where(op.Less(v, _doubles(0.5)), small, op.Neg(op.Log(complement)))
     return op.Neg(op.Log(exponential))
 
 
-def _philox4x32_10(counter: Sequence[Value], key: Sequence[Value]) -> Sequence[Value]:
-    c0, c1, c2, c3 = counter
+def _philox4x32_10(counter: Sequence[Value], key: Sequence[Value], shape: Value) -> Value:
+    """``[2, 4 n]``: the words of ``n`` blocks for the two values of a call's counter.
+
+    Words c0 and c2 are one tensor and c1 and c3 another, of shape ``[2, 2, n]``, because exporters
+    and runtimes take their time by the number of nodes.
+    """
+    c0, c1, c2, c3 = (op.Unsqueeze(op.Expand(word, shape), _ints([0])) for word in counter)
+    even, odd = op.Concat(c0, c2, axis=0), op.Concat(c1, c3, axis=0)
+    keys = op.Reshape(op.Concat(*key, axis=0), _ints([2, 1, 1]))
+    multipliers = _ints(_MULTIPLIERS, (2, 1, 1))
     for i in range(_ROUNDS):
-        k0, k1 = (_low(op.Add(k, _ints(i * s))) for k, s in zip(key, _KEY_STEPS, strict=True))
-        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
-        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
-        c0 = op.BitwiseXor(op.BitwiseXor(high1, c1), k0)
-        c2 = op.BitwiseXor(op.BitwiseXor(high0, c3), k1)
-        c1, c3 = low1, low0
-    return c0, c1, c2, c3
-
-
-def _multiply(constant: int, word: Value) -> tuple[Value, Value]:
-    """High and low 32 bits of the product, no step above 2^49."""
-    half = _ints(0xFFFF)
-    below = op.Mul(_ints(constant), op.BitwiseAnd(word, half))
-    above = op.Add(op.Mul(_ints(constant), _shift_right(word, 16)), _shift_right(below, 16))
-    low = op.Add(op.Mul(op.BitwiseAnd(above, half), _ints(1 << 16)), op.BitwiseAnd(below, half))
-    return _shift_right(above, 16), low
+        round_keys = _low(op.Add(keys, _ints([i * step for step in _KEY_STEPS], (2, 1, 1))))
+        # The high and low 32 bits of the products, with no step above 2^49.
+        below = op.Mul(multipliers, op.BitwiseAnd(even, _ints(0xFFFF)))
+        above = op.Add(op.Mul(multipliers, _shift_right(even, 16)), _shift_right(below, 16))
+        high = _shift_right(above, 16)
+        low = op.Add(
+            op.Mul(op.BitwiseAnd(above, _ints(0xFFFF)), _ints(1 << 16)),
+            op.BitwiseAnd(below, _ints(0xFFFF)),
+        )
+        swapped = _ints([1, 0])
+        even = op.BitwiseXor(op.BitwiseXor(op.Gather(high, swapped), odd), round_keys)
+        odd = op.Gather(low, swapped)
+    words = op.Concat(op.Unsqueeze(even, _ints([1])), op.Unsqueeze(odd, _ints([1])), axis=1)
+    return op.Reshape(op.Transpose(words, perm=[2, 3, 0, 1]), _ints([2, -1]))
 
 
 def _fraction(hi: Value, lo: Value) -> Value:
@@ -256,20 +257,19 @@ def _high(x: Value) -> Value:
     return _low(op.Div(op.Sub(x, _low(x)), _ints(1 << 32)))
 
 
-def _ints(value: Any) -> Value:
-    return op.Constant(value=_tensor(value, torch.int64))
+def _ints(value: Any, shape: tuple[int, ...] | None = None) -> Value:
+    tensor = torch.tensor(value, dtype=torch.int64)
+    return _constant(tensor if shape is None else tensor.reshape(shape))
 
 
 def _doubles(value: Any) -> Value:
-    return op.Constant(value=_tensor(value, torch.float64))
+    return _constant(torch.tensor(value, dtype=torch.float64))
 
 
 def _like(tensor: Value, value: Any) -> Value:
     dtype = torch.float64 if tensor.dtype == DOUBLE.dtype else torch.float32
-    return op.Constant(value=_tensor(value, dtype))
+    return _constant(torch.tensor(value, dtype=dtype))
 
 
-def _tensor(value: Any, dtype: torch.dtype) -> Any:
-    from onnxscript import ir
-
-    return ir.tensor(torch.tensor(value, dtype=dtype).numpy())
+def _constant(tensor: torch.Tensor) -> Value:
+    return op.Constant(value=onnxscript.ir.tensor(tensor.numpy()))

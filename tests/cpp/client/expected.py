@@ -44,9 +44,9 @@ def softmax(logits, weight, hard, tau, mask, state):
     (y * weight).sum().backward()
     # One draw of the seed: as one argument of the op it is read back here.
     torch.manual_seed(SEED)
-    used = torch.ops.gumbel_ext.gumbel_softmax(
-        logits, 0.7, None, hard, 1, None, False, None, None
-    )[2]
+    used = torch.ops.gumbel_ext.gumbel_softmax(logits, 0.7, None, hard, 1, None, False, None, None)[
+        2
+    ]
     tensors = {"y": y.detach(), "index": index, "grad": leaf.grad, "used": used}
 
     leaf, learned = logits.clone().requires_grad_(), tau.clone().requires_grad_()
