@@ -10,10 +10,12 @@ from gumbel_ext._version import __version__
 __all__ = [
     "PatchHandle",
     "__version__",
+    "draw_rng_state",
     "gumbel_argmax",
     "gumbel_noise",
     "gumbel_softmax",
     "patch_torch",
+    "replay_generators",
 ]
 
 try:
@@ -24,5 +26,6 @@ except ImportError:
     if not (sys.argv[:1] == ["-m"] and "gumbel_ext.info" in sys.orig_argv):
         raise
 else:
-    from gumbel_ext.functional import gumbel_argmax, gumbel_noise, gumbel_softmax
+    from gumbel_ext._checkpoint import replay_generators
+    from gumbel_ext.functional import draw_rng_state, gumbel_argmax, gumbel_noise, gumbel_softmax
     from gumbel_ext.patch import PatchHandle, patch_torch

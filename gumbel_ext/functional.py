@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-__all__ = ["gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
+from gumbel_ext._checkpoint import check_not_recomputed
+
+__all__ = ["draw_rng_state", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
 Number: TypeAlias = float | int
 
@@ -113,10 +115,13 @@ def gumbel_softmax(
             True gives zeros, index -1 and zero gradient.
         return_index: whether to also return the index of the largest ``logits + noise``.
         generator: a generator of the device of ``logits``; the device's default one if None. One
-            call draws one seed from it, whatever the shape or dtype.
+            call draws one seed from it, whatever the shape or dtype. Not for use under
+            ``torch.compile`` nor, without :func:`gumbel_ext.replay_generators`, under activation
+            checkpointing.
         rng_state: int64 tensor ``[seed, offset]`` of shape ``[2]``. The noise is then a function of
             it alone and no generator is read: the form to use under ``torch.compile`` or
-            checkpointing when a generator of one's own would be wanted.
+            checkpointing when a generator of one's own would be wanted, see
+            :func:`gumbel_ext.draw_rng_state`.
 
     Returns:
         ``y``, of the shape, dtype and memory format of ``logits``; with ``return_index=True`` also
@@ -129,6 +134,7 @@ def gumbel_softmax(
             ``rng_state`` is not of shape ``[2]``, both ``generator`` and ``rng_state`` are given,
             or devices differ.
         IndexError: ``dim`` is out of range.
+        RuntimeError: ``generator`` is given and a backward runs the call again, with other noise.
 
     Example:
         >>> logits = torch.randn(20, 10, requires_grad=True)
@@ -158,6 +164,7 @@ def gumbel_softmax(
         warnings.warn("`eps` is accepted for compatibility and has no effect.", stacklevel=2)
     if torch.compiler.is_compiling():
         _keep_equal_calls_apart()
+    rng_state = _state_beside(rng_state, logits.device)
     tau_number, tau_tensor = _split_tau(tau)
     y, index, _ = _gumbel_softmax(
         logits, tau_number, tau_tensor, hard, dim, mask, return_index, generator, rng_state
@@ -195,7 +202,7 @@ def gumbel_argmax(
         entirely, or that has no classes, gives -1; a row with a NaN the index of the first NaN.
 
     Raises:
-        TypeError, ValueError, IndexError: as :func:`gumbel_softmax`.
+        TypeError, ValueError, IndexError, RuntimeError: as :func:`gumbel_softmax`.
     """
     if has_torch_function_unary(logits):
         overridden: Tensor = handle_torch_function(
@@ -214,6 +221,7 @@ def gumbel_argmax(
     _check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
     if torch.compiler.is_compiling():
         _keep_equal_calls_apart()
+    rng_state = _state_beside(rng_state, logits.device)
     index: Tensor = _gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state)
     return index
 
@@ -250,6 +258,7 @@ def gumbel_noise(
         TypeError: ``size`` or ``dtype`` is of a wrong type.
         ValueError: ``size`` is negative, ``rng_state`` is not of shape ``[2]``, or both
             ``generator`` and ``rng_state`` are given.
+        RuntimeError: as :func:`gumbel_softmax`.
     """
     shape = tuple(size) if isinstance(size, Sequence) else (size,)
     for extent in shape:
@@ -261,8 +270,42 @@ def gumbel_noise(
     _check_optional("gumbel_noise", None, generator, rng_state, like.device)
     if torch.compiler.is_compiling():
         _keep_equal_calls_apart()
+    rng_state = _state_beside(rng_state, like.device)
     noise: Tensor = _gumbel_noise(like, shape, generator, rng_state)
     return noise
+
+
+def draw_rng_state(
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | str | int | None = None,
+) -> Tensor:
+    """Draws the ``rng_state`` of one call from a generator, which advances as by that call.
+
+    ``gumbel_softmax(logits, rng_state=draw_rng_state(generator))`` is
+    ``gumbel_softmax(logits, generator=generator)``, with the randomness made an argument: it can be
+    given to a compiled or exported function, or to a checkpointed one that is run again.
+
+    Args:
+        generator: where the state is drawn from; the default generator of ``device`` if None.
+        device: device of the result, and of the logits it is meant for; that of ``generator`` if
+            None, or the default device.
+
+    Returns:
+        int64 tensor ``[seed, offset]``, of shape ``[2]``.
+
+    Raises:
+        TypeError: ``generator`` is not a torch.Generator.
+        ValueError: ``generator`` is not on ``device``.
+    """
+    if device is None and isinstance(generator, torch.Generator):
+        device = generator.device
+    like = torch.zeros(1, dtype=torch.float32, device=device)
+    _check_optional("draw_rng_state", None, generator, None, like.device)
+    if torch.compiler.is_compiling():
+        _keep_equal_calls_apart()
+    state: Tensor = _gumbel_softmax(like, 1.0, None, False, 0, None, False, generator, None)[2]
+    return state
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -304,6 +347,13 @@ def _split_tau(tau: Any) -> tuple[float, Tensor | None]:
     return float(tau), None
 
 
+def _state_beside(rng_state: Tensor | None, device: torch.device) -> Tensor | None:
+    """The ops read a state on the CPU for logits elsewhere; fake tensors do not allow that."""
+    if rng_state is None or not torch.compiler.is_compiling():
+        return rng_state
+    return rng_state.to(device)
+
+
 def _check_tensor(function: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
@@ -337,3 +387,4 @@ def _check_optional(
             f"{function}: generator must be on the device of the result ({device}), got one on "
             f"{generator.device}"
         )
+    check_not_recomputed(function, generator)

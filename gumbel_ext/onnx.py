@@ -72,9 +72,11 @@ def _gumbel_softmax(
     return_index: bool,
     generator: Optional[str],  # noqa: UP045
     rng_state: Optional[INT64],  # noqa: UP045
+    positions: Optional[Sequence[INT64]] = None,  # noqa: UP045
 ) -> tuple[Floating, INT64, INT64]:
+    _check_positions("gumbel_softmax", positions)
     state = _state(rng_state)
-    scalar = len(logits.shape) == 0
+    scalar = _rank(logits) == 0
     dim = 0 if scalar else dim
     scores = _scores(logits, mask, state)
     index = _choice(scores, dim)
@@ -113,14 +115,18 @@ def _gumbel_argmax(
     mask: Optional[BOOL],  # noqa: UP045
     generator: Optional[str],  # noqa: UP045
     rng_state: Optional[INT64],  # noqa: UP045
+    positions: Optional[Sequence[INT64]] = None,  # noqa: UP045
 ) -> INT64:
-    scalar = len(logits.shape) == 0
+    _check_positions("gumbel_argmax", positions)
+    scalar = _rank(logits) == 0
     dim = 0 if scalar else dim
     scores = _scores(logits, mask, _state(rng_state))
-    index = _choice(scores, dim)
+    index: INT64 = _choice(scores, dim)
     if mask is not None:
         index = op.Where(_possible(mask, scores, dim), index, _ints(-1))
-    return index if keepdim and not scalar else op.Squeeze(index, _ints([dim]))
+    if not keepdim or scalar:
+        index = op.Squeeze(index, _ints([dim]))
+    return index
 
 
 def _gumbel_noise(
@@ -128,15 +134,29 @@ def _gumbel_noise(
     size: INT64,
     generator: Optional[str],  # noqa: UP045
     rng_state: Optional[INT64],  # noqa: UP045
+    positions: Optional[Sequence[INT64]] = None,  # noqa: UP045
 ) -> Floating:
+    _check_positions("gumbel_noise", positions)
     count = op.ReduceProd(size, keepdims=0)
     noise = op.Reshape(_noise(count, _state(rng_state)), size, allowzero=1)
-    return op.Cast(noise, to=like.dtype.value)
+    rounded: Floating = op.Cast(noise, to=like.dtype.value)
+    return rounded
+
+
+def _check_positions(name: str, positions: object) -> None:
+    if positions is not None:
+        raise NotImplementedError(
+            f"{name}: positions, of a part of a larger tensor, cannot be exported to ONNX"
+        )
+
+
+def _rank(value: Value) -> int:
+    return len(value.shape)
 
 
 def _scores(logits: Value, mask: Value | None, state: Value) -> Value:
     """``logits + noise`` in float32 or float64, -inf where the mask forbids; at least 1-D."""
-    if len(logits.shape) == 0:
+    if _rank(logits) == 0:
         logits = op.Reshape(logits, _ints([1]))
     dtype = DOUBLE.dtype if logits.dtype == DOUBLE.dtype else FLOAT.dtype
     noise = op.Reshape(_noise(op.Size(logits), state), op.Shape(logits), allowzero=1)

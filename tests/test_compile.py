@@ -6,7 +6,6 @@ from oracle import DTYPES, expanded, layouts, rng_state
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
-from torch.utils.checkpoint import checkpoint
 
 import gumbel_ext
 
@@ -281,47 +280,6 @@ def test_batch_size_does_not_recompile(device, hard, dynamic):
         assert index.shape == (rows, 8)
         y.square().sum().backward()
     assert counter.frame_count <= 2
-
-
-# ---- checkpointing ------------------------------------------------------------------------------
-
-
-def gradient_with_seed(function, base, weight):
-    torch.manual_seed(3)
-    leaf = base.clone().requires_grad_()
-    (function(leaf) * weight).sum().backward()
-    return leaf.grad
-
-
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_activation_checkpointing(device, hard, compiled):
-    """The recomputed forward must see the noise of the first one.
-
-    With other noise the gradient is wrong and nothing says so: opcheck does not notice.
-    """
-    base, weight = torch.randn(2, 20, 10, device=device)
-
-    def block(x):
-        return gumbel_ext.gumbel_softmax(x.sin(), 0.5, hard).exp()
-
-    def checkpointed(x):
-        return checkpoint(block, x, use_reentrant=False)
-
-    function = torch.compile(checkpointed, fullgraph=True) if compiled else checkpointed
-    actual = gradient_with_seed(function, base, weight)
-    expected = gradient_with_seed(block, base, weight)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
-    assert actual.abs().max() > 0.01
-
-
-def test_checkpointing_with_a_state(device, state, hard):
-    base, weight = torch.randn(2, 20, 10, device=device)
-
-    def block(x):
-        return gumbel_ext.gumbel_softmax(x.sin(), 0.5, hard, rng_state=state).exp()
-
-    actual = gradient_with_seed(lambda x: checkpoint(block, x, use_reentrant=False), base, weight)
-    assert torch.equal(actual, gradient_with_seed(block, base, weight))
 
 
 # ---- a model ------------------------------------------------------------------------------------
