@@ -1,7 +1,10 @@
-// Gradients. A backward runs one fused op; a backward that must itself be differentiable is written
-// in PyTorch's ops.
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+// Derivatives. The Autograd kernels run once for each level of differentiation: that of
+// torch.autograd, and that of each functorch transform around it. Like PyTorch's own they record a
+// node, or set a forward-mode tangent, and call the same operator for the levels below.
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -13,29 +16,118 @@ namespace gumbel_ext {
 namespace {
 
 using torch::autograd::AutogradContext;
+using torch::autograd::isFwGradDefined;
 using torch::autograd::variable_list;
 
-// dl = y (h - sum h y) / tau, h = dy - dy[index]
-// dtau = -(1 / tau) sum log(y) (tau dl), from the same y
-// as differentiable functions of dy, y and tau.
-variable_list differentiable_backward(const at::Tensor& grad, const at::Tensor& y,
-                                      const at::Tensor& index, const at::Tensor& tau, int64_t dim,
-                                      bool tau_grad) {
-  const at::ScalarType type = compute_dtype(y.scalar_type());
-  const at::Tensor dy = grad.to(type), p = y.to(type), t = tau.to(tau.device(), type);
-  at::Tensor h = dy;
-  if (y.dim() > 0 && y.numel() > 0) h = dy - dy.gather(dim, index.clamp_min(0).unsqueeze(dim));
-  const at::Tensor scaled =
-      y.dim() > 0 ? p * (h - (h * p).sum(dim, /*keepdim=*/true)) : at::zeros_like(p) * dy;
-  at::Tensor grad_tau;
-  if (tau_grad) {
-    const double tiny = type == at::kDouble ? std::numeric_limits<double>::min()
-                                            : std::numeric_limits<float>::min();
-    const at::Tensor terms = p.clamp_min(tiny).log() * scaled;
-    grad_tau = -(y.dim() > 0 ? terms.sum(dim, /*keepdim=*/true) : terms) / t;
-  }
-  return {(scaled / t).to(y.scalar_type()), grad_tau};
+// ---- levels of differentiation ------------------------------------------------------------------
+
+bool requires_grad(const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); }
+
+template <class... Tensors>
+bool records(const Tensors&... tensors) {
+  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
 }
+
+template <class... Tensors>
+bool has_tangent(const Tensors&... tensors) {
+  return (isFwGradDefined(OptionalTensor(tensors)) || ...);
+}
+
+// Whether the level being differentiated is that of a functorch transform.
+bool under_transform() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
+// torch::autograd::Function refuses to run under a transform and has no forward mode, so there a
+// node of this kind is recorded by hand. PyTorch keeps nodes in one kind of pointer or, in later
+// versions, another.
+using NodePointer = std::decay_t<decltype(std::declval<const at::Tensor&>().grad_fn())>;
+
+template <class Node, class Pointer = NodePointer>
+auto make_node() {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>) {
+    return std::shared_ptr<Node>(new Node(), [](Node* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<Node>();
+  }
+}
+
+template <class Node, class Pointer = NodePointer>
+Pointer pointer_to(Node* node) {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>) {
+    return node->shared_from_this();
+  } else {
+    return Pointer::reclaim_copy(node);
+  }
+}
+
+// ---- formulas, differentiable in all their arguments --------------------------------------------
+
+OptionalTensor optional(const at::Tensor& t) {
+  return t.defined() ? OptionalTensor(t) : std::nullopt;
+}
+
+at::Tensor temperature(double tau, const OptionalTensor& tau_tensor, const at::Tensor& y) {
+  const auto options = y.options().dtype(compute_dtype(y.scalar_type()));
+  return tau_tensor ? tau_tensor->to(options.device(), options.dtype().toScalarType())
+                    : at::full({}, tau, options);
+}
+
+at::Tensor shifted(const at::Tensor& v, const at::Tensor& index, int64_t dim) {
+  if (v.dim() == 0 || v.sym_size(dim) == 0) return v;
+  return v - v.gather(dim, index.clamp_min(0).unsqueeze(dim));
+}
+
+at::Tensor sum_classes(const at::Tensor& v, int64_t dim) {
+  return v.dim() == 0 ? v : v.sum(dim, /*keepdim=*/true);
+}
+
+// (diag(p) - p p^T) v, tau times the Jacobian of y = p in the logits. v enters as v - v[index]:
+// equal in exact arithmetic, and the entry that may be close to 1 does not cancel.
+at::Tensor jacobian_product(const at::Tensor& v, const at::Tensor& p, const at::Tensor& index,
+                            int64_t dim) {
+  if (p.dim() == 0) return at::zeros_like(p) * v;
+  const at::Tensor h = shifted(v, index, dim);
+  return p * (h - sum_classes(h * p, dim));
+}
+
+// log y, which is z = (l + g) / tau up to a number of the row; for y = 0 a finite number, times 0.
+at::Tensor log_y(const at::Tensor& p) {
+  const double tiny = p.scalar_type() == at::kDouble ? std::numeric_limits<double>::min()
+                                                     : std::numeric_limits<float>::min();
+  return p.clamp_min(tiny).log();
+}
+
+// dl = y (h - sum h y) / tau, h = dy - dy[index]
+// dtau = -(1 / tau) sum log(y) (tau dl)
+variable_list differentiable_backward(const at::Tensor& grad, const at::Tensor& y,
+                                      const at::Tensor& index, const at::Tensor& t, int64_t dim,
+                                      bool tau_grad) {
+  const at::Tensor p = y.to(t.scalar_type());
+  const at::Tensor scaled = jacobian_product(grad.to(t.scalar_type()), p, index, dim);
+  return {(scaled / t).to(y.scalar_type()),
+          tau_grad ? -sum_classes(log_y(p) * scaled, dim) / t : at::empty({0}, t.options())};
+}
+
+// y' = (diag(y) - y y^T) (l' - log(y) tau') / tau
+at::Tensor differentiable_tangent(const at::Tensor& logits_tangent, const at::Tensor& tau_tangent,
+                                  const at::Tensor& y, const at::Tensor& index, const at::Tensor& t,
+                                  int64_t dim) {
+  const at::Tensor p = y.to(t.scalar_type());
+  at::Tensor v;
+  if (logits_tangent.defined()) v = logits_tangent.to(t.scalar_type());
+  if (tau_tangent.defined()) {
+    const at::Tensor term = log_y(p) * tau_tangent.to(t.device(), t.scalar_type());
+    v = v.defined() ? v - term : -term;
+  }
+  return (jacobian_product(v, p, index, dim) / t).to(y.scalar_type());
+}
+
+at::Tensor reduced_to(const at::Tensor& grad_tau, const at::Tensor& tau) {
+  return at::sum_to(grad_tau, tau.sym_sizes()).to(tau.device(), tau.scalar_type());
+}
+
+// ---- forward ------------------------------------------------------------------------------------
 
 class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
  public:
@@ -50,11 +142,12 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
     auto [y, index, state] = gumbel_softmax(logits, tau, tau_tensor, hard, dim, mask,
                                             /*return_index=*/true, generator, rng_state, positions);
     ctx->mark_non_differentiable({index, state});
+    ctx->set_materialize_grads(false);
     ctx->saved_data["tau"] = tau;
     ctx->saved_data["hard"] = hard;
     ctx->saved_data["dim"] = logits.dim() == 0 ? 0 : (dim < 0 ? dim + logits.dim() : dim);
     if (positions) ctx->saved_data["positions"] = *positions;
-    ctx->saved_data["tau_grad"] = tau_tensor && tau_tensor->requires_grad();
+    ctx->saved_data["tau_grad"] = requires_grad(tau_tensor);
     // The straight-through sample keeps nothing of size N but its input: y is recomputed from the
     // noise.
     ctx->save_for_backward({hard ? logits : y, index, tau_tensor.value_or(at::Tensor()),
@@ -72,34 +165,15 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
                      &mask = saved[3], &rng_state = saved[4];
     const double tau = ctx->saved_data["tau"].toDouble();
     const int64_t dim = ctx->saved_data["dim"].toInt();
-    const bool hard = ctx->saved_data["hard"].toBool(),
-               tau_grad = ctx->saved_data["tau_grad"].toBool();
-    std::vector<c10::SymInt> positions_saved;
-    at::OptionalSymIntArrayRef positions;
-    if (ctx->saved_data.count("positions") > 0) {
-      positions_saved = ctx->saved_data["positions"].toSymIntVector();
-      positions = positions_saved;
-    }
-    const auto optional = [](const at::Tensor& t) {
-      return t.defined() ? OptionalTensor(t) : std::nullopt;
-    };
-
+    const bool tau_grad = ctx->saved_data["tau_grad"].toBool();
     at::Tensor grad_tau;
-    if (at::GradMode::is_enabled()) {
-      at::Tensor y = logits_or_y;
-      if (hard) {
-        y = std::get<0>(gumbel_softmax(logits_or_y, tau, optional(tau_tensor), /*hard=*/false, dim,
-                                       optional(mask),
-                                       /*return_index=*/false, std::nullopt, rng_state, positions));
+    if (ctx->saved_data["hard"].toBool()) {
+      std::vector<c10::SymInt> positions_saved;
+      at::OptionalSymIntArrayRef positions;
+      if (ctx->saved_data.count("positions") > 0) {
+        positions_saved = ctx->saved_data["positions"].toSymIntVector();
+        positions = positions_saved;
       }
-      const at::Tensor t =
-          tau_tensor.defined()
-              ? tau_tensor
-              : at::full({}, tau, grad.options().dtype(compute_dtype(grad.scalar_type())));
-      const variable_list both = differentiable_backward(grad, y, index, t, dim, tau_grad);
-      out[0] = both[0];
-      grad_tau = both[1];
-    } else if (hard) {
       std::tie(out[0], grad_tau) =
           gumbel_softmax_hard_backward(grad, logits_or_y, index, tau, optional(tau_tensor), dim,
                                        optional(mask), rng_state, tau_grad, positions);
@@ -107,29 +181,219 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
       std::tie(out[0], grad_tau) = gumbel_softmax_backward(grad, logits_or_y, index, tau,
                                                            optional(tau_tensor), dim, tau_grad);
     }
-    if (tau_grad) {
-      out[2] = at::sum_to(grad_tau, tau_tensor.sym_sizes())
-                   .to(tau_tensor.device(), tau_tensor.scalar_type());
-    }
+    if (tau_grad) out[2] = reduced_to(grad_tau, tau_tensor);
     return out;
   }
 };
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_autograd(
-    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
-    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
-  const bool needs_grad = at::GradMode::is_enabled() &&
-                          (logits.requires_grad() || (tau_tensor && tau_tensor->requires_grad()));
-  if (!needs_grad) {
+// The soft sample alone, for levels that a Function does not serve.
+struct SampleNode : torch::autograd::Node {
+  std::string name() const override { return "GumbelSoftmaxBackward"; }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    variable_list out(2);
+    if (!grads[0].defined()) return out;
+    const at::Tensor y = saved_y.unpack(pointer_to(this)), index = saved_index.unpack(),
+                     tau_tensor = saved_tau.unpack();
+    const bool tau_grad = should_compute_output(1);
+    at::Tensor grad_tau;
+    std::tie(out[0], grad_tau) =
+        gumbel_softmax_backward(grads[0], y, index, tau, optional(tau_tensor), dim, tau_grad);
+    if (tau_grad) out[1] = reduced_to(grad_tau, tau_tensor);
+    return out;
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    saved_y.reset_data();
+    saved_index.reset_data();
+    saved_tau.reset_data();
+  }
+
+  torch::autograd::SavedVariable saved_y, saved_index, saved_tau;
+  double tau = 1;
+  int64_t dim = 0;
+};
+
+using Sample = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// The soft sample of this level, with its index, recorded and with its tangent.
+Sample differentiable_sample(const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor,
+                             int64_t dim, const OptionalTensor& mask,
+                             const std::optional<at::Generator>& generator,
+                             const OptionalTensor& rng_state,
+                             at::OptionalSymIntArrayRef positions) {
+  Sample sample;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    sample = gumbel_softmax(logits, tau, tau_tensor, /*hard=*/false, dim, mask,
+                            /*return_index=*/true, generator, rng_state, positions);
+  }
+  const auto& [y, index, state] = sample;
+  dim = wrapped_dim("gumbel_softmax", logits, dim);
+  decltype(make_node<SampleNode>()) node;
+  if (records(logits, tau_tensor)) {
+    node = make_node<SampleNode>();
+    node->set_next_edges(torch::autograd::collect_next_edges(logits, tau_tensor));
+    node->tau = tau;
+    node->dim = dim;
+    torch::autograd::set_history(y, node);
+  }
+  if (has_tangent(logits, tau_tensor)) {
+    const at::Tensor logits_tangent = logits._fw_grad(/*level=*/0),
+                     tau_tangent = tau_tensor ? tau_tensor->_fw_grad(/*level=*/0) : at::Tensor();
+    const OptionalTensor primal =
+        tau_tensor ? OptionalTensor(tau_tensor->_fw_primal(/*level=*/0)) : std::nullopt;
+    const at::Tensor tangent = differentiable_tangent(logits_tangent, tau_tangent, y, index,
+                                                      temperature(tau, primal, y), dim);
+    y._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
+  }
+  if (node) {
+    // With its tangent, from which that of the gradient is made.
+    node->saved_y = torch::autograd::SavedVariable(y, /*is_output=*/true);
+    node->saved_index = torch::autograd::SavedVariable(index, /*is_output=*/false);
+    node->saved_tau = torch::autograd::SavedVariable(tau_tensor, /*is_output=*/false);
+  }
+  return sample;
+}
+
+// The one-hot vector of the index with the derivative of the soft sample y; NaN where y is.
+at::Tensor straight_through(const at::Tensor& y, const at::Tensor& index, int64_t dim) {
+  const at::Tensor allowed = index.ge(0).to(y.scalar_type());
+  at::Tensor one_hot = allowed;
+  if (y.dim() > 0) {
+    if (y.sym_size(dim) == 0) return y;
+    one_hot =
+        at::zeros_like(y).scatter(dim, index.clamp_min(0).unsqueeze(dim), allowed.unsqueeze(dim));
+  }
+  return one_hot + (y - y.detach());
+}
+
+Sample gumbel_softmax_autograd(const at::Tensor& logits, double tau,
+                               const OptionalTensor& tau_tensor, bool hard, int64_t dim,
+                               const OptionalTensor& mask, bool return_index,
+                               std::optional<at::Generator> generator,
+                               const OptionalTensor& rng_state,
+                               at::OptionalSymIntArrayRef positions) {
+  const bool recorded = records(logits, tau_tensor), tangent = has_tangent(logits, tau_tensor);
+  if (!recorded && !tangent) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return gumbel_softmax(logits, tau, tau_tensor, hard, dim, mask, return_index, generator,
                           rng_state, positions);
   }
-  const variable_list out = GumbelSoftmax::apply(logits, tau, tau_tensor, hard, dim, mask,
-                                                 return_index, generator, rng_state, positions);
-  return {out[0], return_index ? out[1] : at::empty({0}, out[1].options()), out[2]};
+  at::Tensor y, index, state;
+  if (!tangent && !under_transform()) {
+    const variable_list out = GumbelSoftmax::apply(logits, tau, tau_tensor, hard, dim, mask,
+                                                   return_index, generator, rng_state, positions);
+    y = out[0], index = out[1], state = out[2];
+  } else {
+    // Under a transform y is not recomputed from the noise: below this level a vmap may give each
+    // example its own, which the one state that was drawn does not tell.
+    std::tie(y, index, state) =
+        differentiable_sample(logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
+    if (hard) y = straight_through(y, index, wrapped_dim("gumbel_softmax", logits, dim));
+  }
+  return {y, return_index ? index : at::empty({0}, index.options()), state};
 }
+
+// ---- backward -----------------------------------------------------------------------------------
+
+struct GradientNode : torch::autograd::Node {
+  std::string name() const override { return "GumbelSoftmaxBackwardBackward"; }
+
+  // With s = tau dl = y (h - sum h y), so that dl = s / tau and dtau = -sum log(y) s / tau, and
+  // with the gradients a of dl and b of dtau: s receives r = (a - b log y) / tau.
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    variable_list out(3);
+    const at::Tensor a = grads[0], b = grads.size() > 1 ? grads[1] : at::Tensor();
+    if (!a.defined() && !b.defined()) return out;
+    const at::Tensor grad = saved_grad.unpack(), y = saved_y.unpack(), index = saved_index.unpack(),
+                     tau_tensor = saved_tau.unpack();
+    const at::Tensor t = temperature(tau, optional(tau_tensor), y);
+    const at::ScalarType type = t.scalar_type();
+
+    const at::Tensor p = y.to(type);
+    at::Tensor r;
+    if (a.defined()) r = a.to(type) / t;
+    if (b.defined()) r = r.defined() ? r - b / t * log_y(p) : -(b / t) * log_y(p);
+    if (should_compute_output(0)) {
+      out[0] = jacobian_product(r, p, index, dim).to(grad.scalar_type());
+    }
+    const at::Tensor h = shifted(grad.to(type), index, dim);
+    const at::Tensor centred = h - sum_classes(h * p, dim);
+    if (should_compute_output(1)) {
+      at::Tensor grad_y = r * centred - h * sum_classes(r * p, dim);
+      if (b.defined()) grad_y = grad_y - b / t * centred;
+      out[1] = grad_y.to(y.scalar_type());
+    }
+    if (should_compute_output(2)) {
+      out[2] = reduced_to(-sum_classes(r * p * centred, dim) / t, tau_tensor);
+    }
+    return out;
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    saved_grad.reset_data();
+    saved_y.reset_data();
+    saved_index.reset_data();
+    saved_tau.reset_data();
+  }
+
+  torch::autograd::SavedVariable saved_grad, saved_y, saved_index, saved_tau;
+  double tau = 1;
+  int64_t dim = 0;
+};
+
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_autograd(
+    const at::Tensor& grad, const at::Tensor& y, const at::Tensor& index, double tau,
+    const OptionalTensor& tau_tensor, int64_t dim, bool tau_grad) {
+  if (has_tangent(grad, y, tau_tensor)) {
+    dim = check_backward("gumbel_softmax_backward", grad, y, index, tau, tau_tensor, dim,
+                         std::nullopt, std::nullopt, std::nullopt);
+    const variable_list out =
+        differentiable_backward(grad, y, index, temperature(tau, tau_tensor, y), dim, tau_grad);
+    return {out[0], out[1]};
+  }
+  std::tuple<at::Tensor, at::Tensor> out;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    out = gumbel_softmax_backward(grad, y, index, tau, tau_tensor, dim, tau_grad);
+  }
+  if (records(grad, y, tau_tensor)) {
+    using torch::autograd::SavedVariable;
+    auto node = make_node<GradientNode>();
+    node->set_next_edges(torch::autograd::collect_next_edges(grad, y, tau_tensor));
+    node->tau = tau;
+    node->dim = wrapped_dim("gumbel_softmax_backward", y, dim);
+    node->saved_grad = SavedVariable(grad, /*is_output=*/false);
+    node->saved_y = SavedVariable(y, /*is_output=*/false);
+    node->saved_index = SavedVariable(index, /*is_output=*/false);
+    node->saved_tau = SavedVariable(tau_tensor, /*is_output=*/false);
+    torch::autograd::set_history(std::get<0>(out), node);
+    if (tau_grad) torch::autograd::set_history(std::get<1>(out), node);
+  }
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_autograd(
+    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
+    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+    const at::Tensor& rng_state, bool tau_grad, at::OptionalSymIntArrayRef positions) {
+  if (records(grad, logits, tau_tensor) || has_tangent(grad, logits, tau_tensor)) {
+    const at::Tensor y =
+        std::get<0>(gumbel_softmax(logits, tau, tau_tensor, /*hard=*/false, dim, mask,
+                                   /*return_index=*/false, std::nullopt, rng_state));
+    return gumbel_softmax_backward(grad, y, index, tau, tau_tensor, dim, tau_grad);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return gumbel_softmax_hard_backward(grad, logits, index, tau, tau_tensor, dim, mask, rng_state,
+                                      tau_grad, positions);
+}
+
+// ---- the others ---------------------------------------------------------------------------------
 
 at::Tensor gumbel_argmax_autograd(const at::Tensor& logits, int64_t dim, bool keepdim,
                                   const OptionalTensor& mask,
@@ -149,7 +413,6 @@ TORCH_LIBRARY_IMPL(gumbel_ext, Autograd, m) {
   // An index has no gradient.
   m.impl("gumbel_argmax", &gumbel_argmax_autograd);
   m.impl("gumbel_noise", torch::CppFunction::makeFallthrough());
-  // Second derivatives are taken through differentiable_backward(), never through the fused ops.
-  m.impl("gumbel_softmax_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("gumbel_softmax_hard_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_autograd);
+  m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_autograd);
 }
