@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
 from gumbel_ext._checkpoint import check_not_recomputed
 
 __all__ = ["draw_rng_state", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
