@@ -15,11 +15,11 @@ namespace {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_autocast_cuda(
     const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
     const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state) {
+    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
   // Above autograd, so that the gradient comes back in the dtype of the logits.
   return gumbel_softmax(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau, tau_tensor,
-                        hard, dim, mask, return_index, generator, rng_state);
+                        hard, dim, mask, return_index, generator, rng_state, positions);
 }
 
 }  // namespace

@@ -385,7 +385,7 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_autograd(
   if (records(grad, logits, tau_tensor) || has_tangent(grad, logits, tau_tensor)) {
     const at::Tensor y =
         std::get<0>(gumbel_softmax(logits, tau, tau_tensor, /*hard=*/false, dim, mask,
-                                   /*return_index=*/false, std::nullopt, rng_state));
+                                   /*return_index=*/false, std::nullopt, rng_state, positions));
     return gumbel_softmax_backward(grad, y, index, tau, tau_tensor, dim, tau_grad);
   }
   const at::AutoDispatchBelowADInplaceOrView below;

@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from gumbel_ext._sharded_rows import ClassShard
-from gumbel_ext.distributed import _argmax_of_part, _drawn_state, _Part, _softmax_of_part
+from gumbel_ext.distributed import _argmax_of_part, _Part, _softmax_of_part
+from gumbel_ext.functional import draw_rng_state
 
 __all__ = ["argmax_of_dtensor", "softmax_of_dtensor"]
 
@@ -97,13 +98,15 @@ def _state_of(
 ) -> Tensor:
     if isinstance(rng_state, DTensor):
         return rng_state.to_local()
-    state = _drawn_state(logits.to_local().device, generator, rng_state)
-    if rng_state is None:
-        # Copies must stay copies, whatever the processes drew before.
-        mesh = logits.device_mesh
-        for i, placement in enumerate(logits.placements):
-            if placement.is_replicate() and mesh.size(i) > 1:
-                dist.broadcast(state, group=mesh.get_group(i), group_src=0)
+    if rng_state is not None:
+        return rng_state
+    # Drawn also where the local part is empty, so that all generators advance alike.
+    state = draw_rng_state(generator, device=logits.to_local().device)
+    # Copies must stay copies, whatever the processes drew before.
+    mesh = logits.device_mesh
+    for i, placement in enumerate(logits.placements):
+        if placement.is_replicate() and mesh.size(i) > 1:
+            dist.broadcast(state, group=mesh.get_group(i), group_src=0)
     return state
 
 

@@ -154,7 +154,11 @@ def _gumbel_softmax(
         results = level.one_by_one(_ops.gumbel_softmax, args)
         with level.below():
             y, index, state = (torch.stack(parts) for parts in zip(*results, strict=True))
-        return level.wrap(y), level.wrap(index) if return_index else results[0][1], level.wrap(state)
+        return (
+            level.wrap(y),
+            level.wrap(index) if return_index else results[0][1],
+            level.wrap(state),
+        )
     if not different and not level.has(logits, tau_tensor, mask, rng_state):
         with level.below():
             y, index, state = _ops.gumbel_softmax(*args)

@@ -22,7 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gumbel_ext._sharded_rows import ClassShard, sharded_argmax, sharded_softmax
-from gumbel_ext.functional import _check_dim, _check_optional, _check_tensor, _split_tau
+from gumbel_ext.functional import (
+    _check_dim,
+    _check_optional,
+    _check_tensor,
+    _split_tau,
+    draw_rng_state,
+)
 
 __all__ = ["Shard", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
@@ -101,17 +107,6 @@ def _place(
     return _Part(tuple(shape), tuple(offsets)), classes
 
 
-def _drawn_state(
-    device: torch.device, generator: torch.Generator | None, rng_state: Tensor | None
-) -> Tensor:
-    """``[seed, offset]``, drawn as one call draws it; also where the local part is empty."""
-    if rng_state is not None:
-        return rng_state
-    one = torch.zeros(1, device=device)
-    state: Tensor = _ops.gumbel_softmax(one, 1.0, None, False, 0, None, False, generator, None)[2]
-    return state
-
-
 def gumbel_softmax(
     logits: Tensor,
     tau: Number | Tensor = 1,
@@ -160,7 +155,7 @@ def gumbel_softmax(
     dim = _wrap(name, dim, logits.dim())
     part, classes = _place(name, logits.shape, shards, dim)
     number, tensor = _split_tau(tau)
-    state = _drawn_state(logits.device, generator, rng_state)
+    state = draw_rng_state(generator, device=logits.device) if rng_state is None else rng_state
     y, index = _softmax_of_part(
         logits, number, tensor, hard, dim, mask, return_index, state, part, classes
     )
@@ -213,7 +208,7 @@ def gumbel_argmax(
     _check_optional(name, mask, generator, rng_state, logits.device)
     dim = _wrap(name, dim, logits.dim())
     part, classes = _place(name, logits.shape, shards, dim)
-    state = _drawn_state(logits.device, generator, rng_state)
+    state = draw_rng_state(generator, device=logits.device) if rng_state is None else rng_state
     index = _argmax_of_part(logits, dim, mask, state, part, classes)
     return index.unsqueeze(dim) if keepdim else index
 
@@ -259,6 +254,6 @@ def gumbel_noise(
     part, _ = _place(name, size, shards, None)
     like = torch.empty(0, dtype=dtype, device=device)
     _check_optional(name, None, generator, rng_state, like.device)
-    state = _drawn_state(like.device, generator, rng_state)
+    state = draw_rng_state(generator, device=like.device) if rng_state is None else rng_state
     noise: Tensor = _ops.gumbel_noise(like, size, None, state, part.positions())
     return noise

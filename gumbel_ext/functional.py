@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import importlib
 import numbers
+import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
 from gumbel_ext._checkpoint import check_not_recomputed
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["draw_rng_state", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
@@ -158,6 +162,13 @@ def gumbel_softmax(
             rng_state=rng_state,
         )
         return overridden
+    if type(logits) is not Tensor and _is_dtensor(logits):
+        from gumbel_ext._dtensor import softmax_of_dtensor
+
+        shared, shared_index = softmax_of_dtensor(
+            logits, *_split_tau(tau), hard, dim, mask, return_index, generator, rng_state
+        )
+        return shared if shared_index is None else (shared, shared_index)
     _check_tensor("gumbel_softmax", "logits", logits)
     _check_dim("gumbel_softmax", dim)
     _check_optional("gumbel_softmax", mask, generator, rng_state, logits.device)
@@ -217,6 +228,10 @@ def gumbel_argmax(
             rng_state=rng_state,
         )
         return overridden
+    if type(logits) is not Tensor and _is_dtensor(logits):
+        from gumbel_ext._dtensor import argmax_of_dtensor
+
+        return argmax_of_dtensor(logits, dim, keepdim, mask, generator, rng_state)
     _check_tensor("gumbel_argmax", "logits", logits)
     _check_dim("gumbel_argmax", dim)
     _check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
@@ -353,6 +368,14 @@ def _state_beside(rng_state: Tensor | None, device: torch.device) -> Tensor | No
     if rng_state is None or not torch.compiler.is_compiling():
         return rng_state
     return rng_state.to(device)
+
+
+def _is_dtensor(tensor: object) -> TypeGuard[DTensor]:
+    """Without importing what takes half a second: where there is a DTensor it is imported."""
+    if isinstance(tensor, torch.nn.Parameter) and type(tensor) is torch.nn.Parameter:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _check_tensor(function: str, name: str, value: object) -> None:
