@@ -2,6 +2,7 @@ import hypothesis
 import pytest
 import torch
 from oracle import rng_state
+from processes import Processes
 
 # Compiling and sharing two cores make single examples slow; the seed is fixed for CI.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -84,3 +85,11 @@ def thread_count():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """Processes that each check what the function given to ``run`` computes there."""
+    processes = Processes()
+    yield processes
+    processes.stop()
