@@ -288,6 +288,35 @@ def test_rows_and_classes_split(ranks, hard):
     ranks.run(both_case, hard)
 
 
+def compiled_case(rank, world, dim, hard):
+    state = torch.tensor([1, 2])
+    logits, weight = torch.randn(2, 5, 30)
+
+    def loss(x):
+        y = distributed.gumbel_softmax(x, 0.5, hard, shards=Shard(dim), rng_state=state)
+        return (y * weight).sum()
+
+    grads = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaf = logits.clone().requires_grad_()
+        function(leaf).backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize(
+    "dim",
+    [
+        pytest.param(
+            dim, marks=pytest.mark.feature(name, ops=("gumbel_softmax",), modes=("compiled",))
+        )
+        for dim, name in enumerate(("rows split over processes", "classes split over processes"))
+    ],
+)
+def test_compiled(ranks, hard, dim):
+    ranks.run(compiled_case, dim, hard)
+
+
 def second_derivative_case(rank, world):
     leaf = torch.randn(3, 8, requires_grad=True)
     y = distributed.gumbel_softmax(leaf, shards=Shard(1))

@@ -159,9 +159,10 @@ def compiled_case(rank, world, placement, hard):
     assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1)], ids=["rows", "classes"])
 @pytest.mark.feature("DTensor", ops=("gumbel_softmax",), modes=("compiled",))
-def test_compiled_dtensor(ranks, hard):
-    ranks.run(compiled_case, Shard(0), hard)
+def test_compiled_dtensor(ranks, hard, placement):
+    ranks.run(compiled_case, placement, hard)
 
 
 # ---- training -----------------------------------------------------------------------------------
