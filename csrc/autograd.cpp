@@ -258,16 +258,19 @@ Sample differentiable_sample(const at::Tensor& logits, double tau, const Optiona
   return sample;
 }
 
-// The one-hot vector of the index with the derivative of the soft sample y; NaN where y is.
-at::Tensor straight_through(const at::Tensor& y, const at::Tensor& index, int64_t dim) {
+// The one-hot vector of the index with the derivative of the soft sample y; NaN where y is, but for
+// a logit of +inf, which is certainly chosen.
+at::Tensor straight_through(const at::Tensor& logits, const at::Tensor& y, const at::Tensor& index,
+                            int64_t dim) {
+  if (y.dim() > 0 && y.sym_size(dim) == 0) return y;
   const at::Tensor allowed = index.ge(0).to(y.scalar_type());
-  at::Tensor one_hot = allowed;
+  at::Tensor one_hot = allowed, chosen_logit = logits.detach();
   if (y.dim() > 0) {
-    if (y.sym_size(dim) == 0) return y;
-    one_hot =
-        at::zeros_like(y).scatter(dim, index.clamp_min(0).unsqueeze(dim), allowed.unsqueeze(dim));
+    const at::Tensor chosen = index.clamp_min(0).unsqueeze(dim);
+    one_hot = at::zeros_like(y).scatter(dim, chosen, allowed.unsqueeze(dim));
+    chosen_logit = chosen_logit.gather(dim, chosen);
   }
-  return one_hot + (y - y.detach());
+  return one_hot + (y - y.detach()).masked_fill(chosen_logit.isposinf(), 0);
 }
 
 Sample gumbel_softmax_autograd(const at::Tensor& logits, double tau,
@@ -292,7 +295,7 @@ Sample gumbel_softmax_autograd(const at::Tensor& logits, double tau,
     // example its own, which the one state that was drawn does not tell.
     std::tie(y, index, state) =
         differentiable_sample(logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
-    if (hard) y = straight_through(y, index, wrapped_dim("gumbel_softmax", logits, dim));
+    if (hard) y = straight_through(logits, y, index, wrapped_dim("gumbel_softmax", logits, dim));
   }
   return {y, return_index ? index : at::empty({0}, index.options()), state};
 }

@@ -81,8 +81,8 @@ class _Level:
         shape = value.shape[1:] if batched else value.shape
         if len(shape) > like.dim():
             raise ValueError(
-                f"{self.name}: {what} must broadcast to the shape of logits, {list(like.shape)}, "
-                f"got shape {list(shape)}"
+                f"{self.name}: {what} must broadcast to logits of shape {list(like.shape)}, got "
+                f"shape {list(shape)}"
             )
         if batched:
             value = value.reshape(self.size, *[1] * (dims - len(shape)), *shape).to(like.device)
