@@ -11,6 +11,7 @@ Derivatives are no matter of this file: the kernels of the Autograd key run at e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -112,15 +113,12 @@ class _Level:
         self, shape: Sequence[int], given: Positions | None, different: bool
     ) -> Positions | None:
         """Noise positions of the whole batch, from those of an example of this shape."""
-        if given is None:
-            if different:
-                return None
-            strides: list[int] = []
-            for extent in reversed(shape):
-                strides.insert(0, strides[0] * last if strides else 1)
-                last = extent
-            given = [0, *strides]
-        base, *strides = given
+        base: int | torch.SymInt = 0
+        strides: Positions = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+        if given is not None:
+            base, *strides = given
+        elif different:
+            return None
         extent = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         # An example without dimensions has one behind the batch's here.
         return [base, extent if different else 0, *(strides or [0])]
