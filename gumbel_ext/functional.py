@@ -120,9 +120,9 @@ def gumbel_softmax(
             True gives zeros, index -1 and zero gradient.
         return_index: whether to also return the index of the largest ``logits + noise``.
         generator: a generator of the device of ``logits``; the device's default one if None. One
-            call draws one seed from it, whatever the shape or dtype. Not for use under
-            ``torch.compile`` nor, without :func:`gumbel_ext.replay_generators`, under activation
-            checkpointing.
+            call draws one seed from it, whatever the shape or dtype. ``torch.compile`` breaks the
+            graph at it, ``torch.export`` cannot take it, and activation checkpointing needs
+            :func:`gumbel_ext.replay_generators`.
         rng_state: int64 tensor ``[seed, offset]`` of shape ``[2]``. The noise is then a function of
             it alone and no generator is read: the form to use under ``torch.compile`` or
             checkpointing when a generator of one's own would be wanted, see
@@ -139,7 +139,8 @@ def gumbel_softmax(
             ``rng_state`` is not of shape ``[2]``, both ``generator`` and ``rng_state`` are given,
             or devices differ.
         IndexError: ``dim`` is out of range.
-        RuntimeError: ``generator`` is given and a backward runs the call again, with other noise.
+        RuntimeError: ``generator`` is given and the call is exported, or run again by a backward,
+            which would draw other noise.
 
     Example:
         >>> logits = torch.randn(20, 10, requires_grad=True)
@@ -410,5 +411,10 @@ def _check_optional(
         raise ValueError(
             f"{function}: generator must be on the device of the result ({device}), got one on "
             f"{generator.device}"
+        )
+    if torch.compiler.is_exporting():
+        # The exporter would make the generator of the example inputs a constant of the program.
+        raise RuntimeError(
+            f"{function}: generator cannot be an input of an exported program; pass rng_state"
         )
     check_not_recomputed(function, generator)
