@@ -79,14 +79,17 @@ def _gumbel_softmax(
     scalar = _rank(logits) == 0
     dim = 0 if scalar else dim
     scores = _scores(logits, mask, state)
-    index = _choice(scores, dim)
-    # NaN in a row that is NaN as a whole, or has an infinite maximum; else 0.
+    index = _choice(scores, mask, dim)
     peak = op.GatherElements(scores, index, axis=dim)
-    peak_zero = op.Sub(peak, peak)
     if hard:
         classes = op.Gather(op.Shape(scores), _ints([dim]))
-        y = op.OneHot(op.Squeeze(index, _ints([dim])), classes, _like(scores, [0.0, 1.0]), axis=dim)
-        y = op.Add(y, peak_zero)
+        # Not every runtime has OneHot for float64.
+        off_on = _constant(torch.tensor([0.0, 1.0]))
+        y = op.OneHot(op.Squeeze(index, _ints([dim])), classes, off_on, axis=dim)
+        y = op.Cast(y, to=scores.dtype.value)
+        # A maximum of +inf is a choice; of -inf or NaN it is none, and the row is NaN.
+        infinite = op.Equal(peak, _like(scores, math.inf))
+        y = op.Add(y, op.Where(infinite, _like(scores, 0.0), op.Sub(peak, peak)))
     else:
         # The maximum goes before the division: the smallest tau then gives 0 and -inf.
         temperature = (
@@ -97,6 +100,8 @@ def _gumbel_softmax(
         smallest = 5e-324 if scores.dtype == DOUBLE.dtype else 2.0**-149
         temperature = op.Max(temperature, _like(scores, smallest))
         y = op.Softmax(op.Div(op.Sub(scores, peak), temperature), axis=dim)
+        # NaN where the maximum is NaN or infinite, and the row with it; else 0.
+        y = op.Add(y, op.Sub(peak, peak))
     if mask is not None:
         possible = _possible(mask, scores, dim)
         y = op.Where(possible, y, _like(scores, 0.0))
@@ -121,7 +126,7 @@ def _gumbel_argmax(
     scalar = _rank(logits) == 0
     dim = 0 if scalar else dim
     scores = _scores(logits, mask, _state(rng_state))
-    index: INT64 = _choice(scores, dim)
+    index: INT64 = _choice(scores, mask, dim)
     if mask is not None:
         index = op.Where(_possible(mask, scores, dim), index, _ints(-1))
     if not keepdim or scalar:
@@ -168,13 +173,18 @@ def _scores(logits: Value, mask: Value | None, state: Value) -> Value:
     return scores
 
 
-def _choice(scores: Value, dim: int) -> Value:
+def _choice(scores: Value, mask: Value | None, dim: int) -> Value:
     """Index of the first maximum, or of the first NaN if there is one; ``dim`` kept."""
+    comparable = scores
+    if mask is not None:
+        # An allowed -inf goes before what is not allowed.
+        lowest = torch.finfo(_dtype(scores)).min
+        comparable = op.Where(mask, op.Max(scores, _like(scores, lowest)), scores)
     isnan = op.Cast(op.IsNaN(scores), to=INT64.dtype.value)
     return op.Where(
         op.Cast(op.ReduceMax(isnan, _ints([dim])), to=BOOL.dtype.value),
         op.ArgMax(isnan, axis=dim),
-        op.ArgMax(scores, axis=dim),
+        op.ArgMax(comparable, axis=dim),
     )
 
 
@@ -287,8 +297,11 @@ def _doubles(value: Any) -> Value:
 
 
 def _like(tensor: Value, value: Any) -> Value:
-    dtype = torch.float64 if tensor.dtype == DOUBLE.dtype else torch.float32
-    return _constant(torch.tensor(value, dtype=dtype))
+    return _constant(torch.tensor(value, dtype=_dtype(tensor)))
+
+
+def _dtype(tensor: Value) -> torch.dtype:
+    return torch.float64 if tensor.dtype == DOUBLE.dtype else torch.float32
 
 
 def _constant(tensor: torch.Tensor) -> Value:
