@@ -278,6 +278,10 @@ def gumbel_noise(
         RuntimeError: as :func:`gumbel_softmax`.
     """
     shape = tuple(size) if isinstance(size, Sequence) else (size,)
+    if torch.jit.is_tracing():
+        # Sizes are tensors then, which a custom op's list cannot hold. The size becomes a constant
+        # of the trace, and torch warns of that.
+        shape = tuple(int(extent) for extent in shape)
     for extent in shape:
         if not isinstance(extent, (int, torch.SymInt)):
             raise TypeError(f"gumbel_noise: size must be an int or ints, got {size!r}")
