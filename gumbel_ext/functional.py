@@ -278,7 +278,7 @@ def gumbel_noise(
         RuntimeError: as :func:`gumbel_softmax`.
     """
     shape = tuple(size) if isinstance(size, Sequence) else (size,)
-    if torch.jit.is_tracing():
+    if _is_torchscript_tracing():
         # Sizes are tensors then, which a custom op's list cannot hold. The size becomes a constant
         # of the trace, and torch warns of that.
         shape = tuple(int(extent) for extent in shape)
@@ -287,7 +287,7 @@ def gumbel_noise(
             raise TypeError(f"gumbel_noise: size must be an int or ints, got {size!r}")
         if extent < 0:
             raise ValueError(f"gumbel_noise: size must not be negative, got {size}")
-    like = torch.empty(0, dtype=dtype, device=device)
+    like = _empty(dtype, device)
     _check_optional("gumbel_noise", None, generator, rng_state, like.device)
     if torch.compiler.is_compiling():
         _keep_equal_calls_apart()
@@ -321,12 +321,27 @@ def draw_rng_state(
     """
     if device is None and isinstance(generator, torch.Generator):
         device = generator.device
-    like = torch.zeros(1, dtype=torch.float32, device=device)
+    like = _empty(torch.float32, device).sum(0, keepdim=True)
     _check_optional("draw_rng_state", None, generator, None, like.device)
     if torch.compiler.is_compiling():
         _keep_equal_calls_apart()
     state: Tensor = _gumbel_softmax(like, 1.0, None, False, 0, None, False, generator, None)[2]
     return state
+
+
+def _empty(dtype: torch.dtype | None, device: torch.device | str | int | None) -> Tensor:
+    """A tensor without elements, for ops that have no input but constants.
+
+    TorchScript evaluates an op once and for all if its inputs are constants, unless it knows it for
+    a random one; only torch's own are known to it. The one here draws nothing.
+    """
+    if _is_torchscript_tracing():
+        return torch.rand(0, dtype=dtype, device=device)
+    return torch.empty(0, dtype=dtype, device=device)
+
+
+def _is_torchscript_tracing() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
