@@ -264,6 +264,8 @@ def default_device(request):
     else:
         yield lambda device: torch.set_default_device(device) or contextlib.nullcontext()
         torch.set_default_device(None)
+        # A None stays behind, which get_default_device() of torch 2.8 trips over.
+        del torch._GLOBAL_DEVICE_CONTEXT.device_context
 
 
 @works("torch.device context, set_default_device", ALL)
