@@ -123,6 +123,19 @@ void check_positions(const char* op, at::OptionalSymIntArrayRef positions, int64
                     " numbers, got ", *positions);
 }
 
+Positions::Positions(at::IntArrayRef shape, at::OptionalSymIntArrayRef given)
+    : strides(shape.size()) {
+  int64_t count = 1;
+  for (size_t d = shape.size(); d-- > 0; count *= shape[d]) strides[d] = count;
+  if (!given) return;
+  base = (*given)[0].expect_int();
+  for (size_t d = 0; d < shape.size(); ++d) {
+    const int64_t stride = (*given)[d + 1].expect_int();
+    contiguous = contiguous && (shape[d] == 1 || stride == strides[d]);
+    strides[d] = stride;
+  }
+}
+
 int64_t check_forward(const char* op, const at::Tensor& logits, double tau,
                       const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
                       const std::optional<at::Generator>& generator,

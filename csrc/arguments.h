@@ -27,6 +27,16 @@ void check_randomness(const char* op, const at::Tensor& logits,
 // `dims`: of the tensor whose elements have these positions.
 void check_positions(const char* op, at::OptionalSymIntArrayRef positions, int64_t dims);
 
+// Where the noise of a tensor's elements lies: the ops' argument `positions`, or else row-major
+// order from 0.
+struct Positions {
+  int64_t base = 0;
+  at::DimVector strides;
+  bool contiguous = true;
+
+  Positions(at::IntArrayRef shape, at::OptionalSymIntArrayRef given);
+};
+
 // All of a sampling op's arguments, and all of a backward op's, whose logits may be y instead;
 // tensors' values aside. Return dim counted from the front.
 int64_t check_forward(const char* op, const at::Tensor& logits, double tau,

@@ -19,25 +19,6 @@ at::Tensor to_tensor(const RngState& state) {
   return out;
 }
 
-// Where the noise of a tensor's elements lies: the op's argument, or else row-major order from 0.
-struct Positions {
-  int64_t base = 0;
-  at::DimVector strides;
-  bool contiguous = true;
-
-  Positions(at::IntArrayRef shape, at::OptionalSymIntArrayRef given) : strides(shape.size()) {
-    int64_t count = 1;
-    for (size_t d = shape.size(); d-- > 0; count *= shape[d]) strides[d] = count;
-    if (!given) return;
-    base = (*given)[0].expect_int();
-    for (size_t d = 0; d < shape.size(); ++d) {
-      const int64_t stride = (*given)[d + 1].expect_int();
-      contiguous = contiguous && (shape[d] == 1 || stride == strides[d]);
-      strides[d] = stride;
-    }
-  }
-};
-
 // Collects the operands of a Problem, then merges the dimensions that rows are numbered over. The
 // tensors and positions passed in must outlive it.
 class ProblemBuilder {

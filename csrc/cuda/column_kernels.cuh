@@ -15,7 +15,8 @@ struct ColumnView {
   std::int64_t row, offset, mask_offset;  // of the first of them
   std::uint64_t position;                 // of the first of them, class 0
   int columns;                            // 0 past the end
-  bool vector;
+  bool vector;                            // may be loaded and stored at once
+  bool consecutive;                       // in noise positions
 
   template <class T>
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static ColumnView of(const Params& p,
@@ -29,10 +30,15 @@ struct ColumnView {
     v.columns = !exists ? 0 : left < kColumnsPerLane ? static_cast<int>(left) : kColumnsPerLane;
     v.offset = exists ? o * p.outer_stride + i * p.inner_stride : 0;
     v.mask_offset = exists ? o * p.mask_outer_stride + i * p.mask_inner_stride : 0;
-    v.position = exists ? static_cast<std::uint64_t>(o) * static_cast<std::uint64_t>(p.classes) *
-                                  static_cast<std::uint64_t>(p.inner) +
-                              static_cast<std::uint64_t>(i)
-                        : 0;
+    v.position =
+        p.first_position +
+        static_cast<std::uint64_t>(o) * static_cast<std::uint64_t>(p.position_outer_stride) +
+        static_cast<std::uint64_t>(i) * static_cast<std::uint64_t>(p.position_inner_stride);
+    if (p.row_positions != nullptr) v.position = static_cast<std::uint64_t>(p.row_positions[v.row]);
+    v.consecutive = p.row_positions != nullptr || p.position_inner_stride == 1;
+    for (int j = 1; p.row_positions != nullptr && j < v.columns; ++j) {
+      if (v.column_position(p, j) != v.position + static_cast<unsigned>(j)) v.consecutive = false;
+    }
     v.vector = v.columns == kColumnsPerLane && p.inner_stride == 1 &&
                p.class_stride % kColumnsPerLane == 0 && aligned<T>(p.logits, v.offset) &&
                aligned<T>(p.y, v.offset) && aligned<T>(p.grad, v.offset) &&
@@ -40,6 +46,15 @@ struct ColumnView {
     return v;
   }
 
+  // The noise position of class 0.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::uint64_t column_position(const Params& p,
+                                                                         int column) const {
+    if (p.row_positions != nullptr) {
+      return static_cast<std::uint64_t>(p.row_positions[row + column]);
+    }
+    return position + static_cast<std::uint64_t>(static_cast<std::int64_t>(column)) *
+                          static_cast<std::uint64_t>(p.position_inner_stride);
+  }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool allowed(const Params& p, int column, int c) const {
     return p.mask == nullptr || p.mask[mask_offset + column * p.mask_inner_stride +
                                        static_cast<std::int64_t>(c) * p.mask_class_stride] != 0;
@@ -113,8 +128,20 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_columns(const Params& p, con
                                                             int c, NoiseSource& noise,
                                                             Scalar (&z)[kColumnsPerLane]) {
   load_columns<T>(p.logits, p, view, c, z);
-  noise.add_four(
-      view.position + static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.inner), z);
+  if (view.consecutive) {
+    noise.add_four(view.position + class_distance(p, c), z);
+  } else {
+#pragma unroll 1
+    for (int j = 0; j < kColumnsPerLane; ++j) {
+      Scalar own = z[0];
+      if (j < view.columns) noise.add_one(view.column_position(p, j) + class_distance(p, c), own);
+      // Rotates, as in noisy_group().
+      z[0] = z[1];
+      z[1] = z[2];
+      z[2] = z[3];
+      z[3] = own;
+    }
+  }
   if (p.mask != nullptr) {
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) {

@@ -48,6 +48,7 @@ GUMBEL_EXT_INLINE double real_of(std::uint64_t a) {
 }
 // Hides from the compiler how a value came about, so that it will not compute it again.
 GUMBEL_EXT_INLINE void keep_in_register(std::uint32_t& a) { asm volatile("" : "+r"(a)); }
+GUMBEL_EXT_INLINE void keep_in_register(int& a) { asm volatile("" : "+r"(a)); }
 // The larger, or NaN if either is.
 GUMBEL_EXT_INLINE float larger_or_nan(float a, float b) {
 #if __CUDA_ARCH__ >= 800
@@ -112,6 +113,7 @@ GUMBEL_EXT_INLINE float real_of(std::uint32_t a) { return same_bits<float>(a); }
 GUMBEL_EXT_INLINE std::uint64_t bits_of(double a) { return same_bits<std::uint64_t>(a); }
 GUMBEL_EXT_INLINE double real_of(std::uint64_t a) { return same_bits<double>(a); }
 GUMBEL_EXT_INLINE void keep_in_register(std::uint32_t&) {}
+GUMBEL_EXT_INLINE void keep_in_register(int&) {}
 GUMBEL_EXT_INLINE float larger_or_nan(float a, float b) { return a != a || a > b ? a : b; }
 // The hardware's functions as bad as they may be by their documentation: an error of 2^-22, up or
 // down with no pattern.

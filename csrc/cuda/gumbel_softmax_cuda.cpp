@@ -42,17 +42,17 @@ const char* launch(Op op, ElementType type, const Params& params, const Plan& pl
   }
 }
 
-const char* launch_noise(ElementType type, const RandomSource& random, std::int64_t count, void* y,
-                         void* stream) {
+const char* launch_noise(ElementType type, const RandomSource& random,
+                         const PositionGrid& positions, std::int64_t count, void* y, void* stream) {
   switch (type) {
     case ElementType::kFloat64:
-      return launch_noise_float64(random, count, y, stream);
+      return launch_noise_float64(random, positions, count, y, stream);
     case ElementType::kFloat32:
-      return launch_noise_float32(random, count, y, stream);
+      return launch_noise_float32(random, positions, count, y, stream);
     case ElementType::kBFloat16:
-      return launch_noise_bfloat16(random, count, y, stream);
+      return launch_noise_bfloat16(random, positions, count, y, stream);
     default:
-      return launch_noise_float16(random, count, y, stream);
+      return launch_noise_float16(random, positions, count, y, stream);
   }
 }
 
@@ -185,14 +185,13 @@ at::Tensor as_empty_like(const at::Tensor& result, const at::Tensor& logits) {
   return out.copy_(result);
 }
 
-void refuse_positions(const char* op, at::OptionalSymIntArrayRef positions) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!positions, op, ": positions are not implemented on CUDA, got ",
-                              *positions);
+void check_launch(const char* op, const char* error) {
+  TORCH_CHECK(error == nullptr, op, ": CUDA launch failed: ", error);
 }
 
 class Call {
  public:
-  Call(const char* op, const at::Tensor& like, int64_t dim)
+  Call(const char* op, const at::Tensor& like, int64_t dim, at::OptionalSymIntArrayRef positions)
       : op_(op),
         guard_(like.device()),
         like_(like),
@@ -208,6 +207,10 @@ class Call {
     p.outer_stride = l.outer_stride;
     p.class_stride = l.class_stride;
     p.inner_stride = l.inner_stride;
+    const Positions places(like.sizes(), positions);
+    rows_need_positions_ = set_positions(
+        p, static_cast<uint64_t>(places.base), static_cast<int>(like.dim()), like.sizes().data(),
+        places.strides.data(), static_cast<int>(dim), &row_positions_);
   }
 
   at::Tensor input(const at::Tensor& t) {
@@ -267,6 +270,7 @@ class Call {
   }
 
   void run(Op op) {
+    if (rows_need_positions_) write_row_positions();
     Device device = current_device();
     const Plan plan = make_plan(op, type_, p, device);
     const char* error = run(op, plan);
@@ -275,12 +279,21 @@ class Call {
       device.clusters = false;
       error = run(op, make_plan(op, type_, p, device));
     }
-    TORCH_CHECK(error == nullptr, op_, ": CUDA launch failed: ", error);
+    check_launch(op_, error);
   }
 
   Params p{};
 
  private:
+  void write_row_positions() {
+    const int64_t rows = p.outer * p.inner;
+    kept_.push_back(at::empty({rows}, like_.options().dtype(at::kLong)));
+    int64_t* table = kept_.back().mutable_data_ptr<int64_t>();
+    p.row_positions = table;
+    check_launch(op_, launch_positions(row_positions_, rows, table,
+                                       c10::cuda::getCurrentCUDAStream().stream()));
+  }
+
   const char* run(Op op, const Plan& plan) {
     const int64_t bytes = partial_bytes(plan, p);
     if (bytes > 0) {
@@ -304,6 +317,8 @@ class Call {
   const int64_t dim_;
   const CallLayout layout_;
   const ElementType type_;
+  bool rows_need_positions_ = false;
+  PositionGrid row_positions_{};
   // What the kernels read must outlive the launch; the stream orders its memory's next use.
   std::vector<at::Tensor> kept_;
 };
@@ -314,10 +329,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cuda(
     const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_softmax";
   dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
-  refuse_positions(op, positions);
   if (tau_tensor && tau_tensor->is_cpu()) check_tau_values(op, tau_tensor->to(at::kDouble));
 
-  Call call(op, logits, dim);
+  Call call(op, logits, dim, positions);
   const auto integers = logits.options().dtype(at::kLong);
   at::Tensor index = return_index ? at::empty_symint(shape_without(logits, dim), integers)
                                   : at::empty({0}, integers);
@@ -345,9 +359,8 @@ at::Tensor gumbel_argmax_cuda(const at::Tensor& logits, int64_t dim, bool keepdi
                               at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_argmax";
   dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state, positions);
-  refuse_positions(op, positions);
 
-  Call call(op, logits, dim);
+  Call call(op, logits, dim, positions);
   at::Tensor index =
       at::empty_symint(keepdim ? shape_reduced(logits, dim) : shape_without(logits, dim),
                        logits.options().dtype(at::kLong));
@@ -368,16 +381,18 @@ at::Tensor gumbel_noise_cuda(const at::Tensor& like, c10::SymIntArrayRef size,
                              at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_noise";
   check_noise(op, like, size, generator, rng_state, positions);
-  refuse_positions(op, positions);
   const c10::cuda::CUDAGuard guard(like.device());
   at::Tensor noise = at::empty_symint(size, like.options());
   if (noise.numel() == 0) return noise;
   at::Tensor on_device;
   const RandomSource random = random_source(generator, rng_state, on_device);
-  const char* error =
-      launch_noise(element_type(like.scalar_type()), random, noise.numel(),
-                   noise.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream());
-  TORCH_CHECK(error == nullptr, op, ": CUDA launch failed: ", error);
+  const Positions places(noise.sizes(), positions);
+  const PositionGrid grid =
+      merged_positions(static_cast<uint64_t>(places.base), static_cast<int>(noise.dim()),
+                       noise.sizes().data(), places.strides.data());
+  check_launch(op,
+               launch_noise(element_type(like.scalar_type()), random, grid, noise.numel(),
+                            noise.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream()));
   return noise;
 }
 
@@ -390,9 +405,8 @@ std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const 
                                                  at::OptionalSymIntArrayRef positions) {
   dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state,
                        positions);
-  refuse_positions(name, positions);
 
-  Call call(name, logits_or_y, dim);
+  Call call(name, logits_or_y, dim, positions);
   at::Tensor grad_tau = empty_grad_tau(logits_or_y, dim, tau_grad);
   if (logits_or_y.numel() == 0) return {at::empty_like(logits_or_y), grad_tau.zero_()};
 

@@ -212,10 +212,19 @@ const char* launch_of(Op op, Params p, const Plan& plan, void* stream) {
 }
 
 template <class T>
-const char* launch_noise_of(const cuda::RandomSource& random, std::int64_t count, void* y,
-                            void* stream) {
-  const int grid = grid_size((count + 1023) / 1024 < 65536 ? (count + 1023) / 1024 : 65536);
-  GUMBEL_EXT_LAUNCH((noise_kernel<T>), grid, 256, stream, random, count, static_cast<T*>(y));
+const char* launch_noise_of(const cuda::RandomSource& random, const cuda::PositionGrid& positions,
+                            std::int64_t count, void* y, void* stream) {
+  const bool consecutive = positions.dims == 0 || (positions.dims == 1 && positions.stride[0] == 1);
+  // Four elements a thread, which may begin inside a Philox block; or one.
+  const std::int64_t blocks = consecutive ? (count + 3 + 1023) / 1024 : (count + 255) / 256;
+  const int grid = grid_size(blocks < 65536 ? blocks : 65536);
+  if (consecutive) {
+    GUMBEL_EXT_LAUNCH((noise_kernel<T>), grid, 256, stream, random, positions.first, count,
+                      static_cast<T*>(y));
+  } else {
+    GUMBEL_EXT_LAUNCH((scattered_noise_kernel<T>), grid, 256, stream, random, positions, count,
+                      static_cast<T*>(y));
+  }
   return launch_error();
 }
 

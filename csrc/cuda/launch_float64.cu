@@ -6,9 +6,9 @@ namespace cuda {
 const char* launch_float64(Op op, const Params& params, const Plan& plan, void* stream) {
   return launch_of<double>(op, params, plan, stream);
 }
-const char* launch_noise_float64(const RandomSource& random, std::int64_t count, void* y,
-                                 void* stream) {
-  return launch_noise_of<double>(random, count, y, stream);
+const char* launch_noise_float64(const RandomSource& random, const PositionGrid& positions,
+                                 std::int64_t count, void* y, void* stream) {
+  return launch_noise_of<double>(random, positions, count, y, stream);
 }
 
 }  // namespace cuda

@@ -20,9 +20,19 @@ struct RandomSource {
   std::uint64_t offset_more;  // to add to what lies at offset_address
 };
 
+constexpr int kMaxDims = 64;
+
+// Noise positions of the elements of a tensor, or of class 0 of its rows: of the element with
+// indices i, first + sum(i[d] * stride[d]), modulo 2^64.
+struct PositionGrid {
+  std::uint64_t first;
+  int dims;
+  std::int64_t size[kMaxDims], stride[kMaxDims];
+};
+
 // Logits of logical shape [outer, classes, inner]. Rows are numbered over (outer, inner),
-// row-major. The noise position of class c of row (o, i) is (o * classes + c) * inner + i, whatever
-// the strides. Logits, y and their gradients lie in memory alike.
+// row-major. Logits, y and their gradients lie in memory alike; noise positions say nothing about
+// that.
 struct Params {
   const void* logits;
   const std::uint8_t* mask;  // optional
@@ -41,6 +51,12 @@ struct Params {
   std::int64_t outer, classes, inner;
   std::int64_t outer_stride, class_stride, inner_stride;
   std::int64_t mask_outer_stride, mask_class_stride, mask_inner_stride;
+  // The noise position of class c of row (o, i) is first_position + o * position_outer_stride
+  // + c * position_class_stride + i * position_inner_stride, modulo 2^64. Where two strides cannot
+  // describe the rows, row_positions has that of class 0 of each.
+  std::uint64_t first_position;
+  std::int64_t position_outer_stride, position_class_stride, position_inner_stride;
+  const std::int64_t* row_positions;  // [rows], optional
   // log2(e) / tau and 1 / tau, clamped to the normal numbers of the type computed in; unless tau is
   // set. Rounded here, so that no kernel but those of float64 touches a double.
   double exponent_scale, inverse_tau;
@@ -87,23 +103,34 @@ constexpr int element_bytes(ElementType type) {
   return type == ElementType::kFloat64 ? 8 : (type == ElementType::kFloat32 ? 4 : 2);
 }
 
-// Soft forwards and both backwards of one shape are cut alike, so that straight-through gradients
-// are those of soft samples to the bit.
+// Positions of a tensor whose dimensions have these sizes and strides of positions; with
+// dimensions merged where that changes nothing.
+PositionGrid merged_positions(std::uint64_t first, int dims, const std::int64_t* size,
+                              const std::int64_t* stride);
+// Sets the positions of logits, the classes of which are dimension `dim`. Returns whether rows need
+// a table of them, Params::row_positions, which is then *rows written out by launch_positions().
+bool set_positions(Params& params, std::uint64_t first, int dims, const std::int64_t* size,
+                   const std::int64_t* stride, int dim, PositionGrid* rows);
+
+// Soft forwards and both backwards of one shape and the same positions are cut alike, so that
+// straight-through gradients are those of soft samples to the bit.
 Plan make_plan(Op op, ElementType type, const Params& params, const Device& device);
 // Bytes that Params::partials must point to.
 std::int64_t partial_bytes(const Plan& plan, const Params& params);
 
 // Launch the kernels of one call on `stream` (a cudaStream_t). Return the name of the first CUDA
 // error, or null.
-#define GUMBEL_EXT_DECLARE_LAUNCH(type)                                                    \
-  const char* launch_##type(Op op, const Params& params, const Plan& plan, void* stream);  \
-  const char* launch_noise_##type(const RandomSource& random, std::int64_t count, void* y, \
-                                  void* stream);
+#define GUMBEL_EXT_DECLARE_LAUNCH(type)                                                      \
+  const char* launch_##type(Op op, const Params& params, const Plan& plan, void* stream);    \
+  const char* launch_noise_##type(const RandomSource& random, const PositionGrid& positions, \
+                                  std::int64_t count, void* y, void* stream);
 GUMBEL_EXT_DECLARE_LAUNCH(float64)
 GUMBEL_EXT_DECLARE_LAUNCH(float32)
 GUMBEL_EXT_DECLARE_LAUNCH(bfloat16)
 GUMBEL_EXT_DECLARE_LAUNCH(float16)
 #undef GUMBEL_EXT_DECLARE_LAUNCH
+const char* launch_positions(const PositionGrid& positions, std::int64_t rows, std::int64_t* out,
+                             void* stream);
 
 }  // namespace cuda
 }  // namespace gumbel_ext

@@ -47,6 +47,13 @@ Plan split_row(const Params& p, const Device& device, int group) {
   return Plan{Regime::kSplit, 256, 0, 1, divide_up(length, chunk_classes), chunk_classes};
 }
 
+// Whether every row begins a group of noise positions, or has positions that do not go by groups.
+bool rows_begin_groups(const Params& p, int group) {
+  if (p.position_class_stride != 1) return true;
+  return p.row_positions == nullptr && p.first_position % static_cast<unsigned>(group) == 0 &&
+         p.position_outer_stride % group == 0 && p.position_inner_stride % group == 0;
+}
+
 // Whether a block a row would leave multiprocessors idle, where a row is long enough to be shared.
 bool leaves_idle(const Params& p, const Device& device) {
   return p.outer * p.inner < 2 * device.multiprocessors && p.classes >= 4 * kMinChunkClasses;
@@ -68,9 +75,8 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   if (rows * kFewRows <= device.multiprocessors && p.classes >= 4 * kMinChunkClasses) {
     return split_row(p, device, group);
   }
-  // In a contiguous tensor a row may begin inside a group.
-  const bool aligned_rows = p.inner != 1 || p.classes % group == 0;
-  const std::int64_t groups = divide_up(p.classes + (aligned_rows ? 0 : group - 1), group);
+  const std::int64_t lead = rows_begin_groups(p, group) ? 0 : group - 1;
+  const std::int64_t groups = divide_up(p.classes + lead, group);
   // A hard sample holds nothing: enough threads that each has a few groups, of which it loads two
   // at once.
   const int most = held_groups(element_bytes(type));
@@ -104,6 +110,48 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   }
   if (leaves_idle(p, device)) return split_row(p, device, group);
   return Plan{Regime::kStream, 256, 0, 1, 1, divide_up(p.classes + group, group) * group};
+}
+
+PositionGrid merged_positions(std::uint64_t first, int dims, const std::int64_t* size,
+                              const std::int64_t* stride) {
+  PositionGrid grid{};
+  grid.first = first;
+  grid.dims = 0;
+  for (int d = 0; d < dims; ++d) {
+    if (size[d] == 1) continue;
+    const int last = grid.dims - 1;
+    if (last >= 0 && grid.stride[last] == size[d] * stride[d]) {
+      grid.size[last] *= size[d];
+      grid.stride[last] = stride[d];
+    } else {
+      grid.size[grid.dims] = size[d];
+      grid.stride[grid.dims++] = stride[d];
+    }
+  }
+  return grid;
+}
+
+bool set_positions(Params& p, std::uint64_t first, int dims, const std::int64_t* size,
+                   const std::int64_t* stride, int dim, PositionGrid* rows) {
+  std::int64_t row_size[kMaxDims], row_stride[kMaxDims];
+  int row_dims = 0;
+  for (int d = 0; d < dims; ++d) {
+    if (d == dim) continue;
+    row_size[row_dims] = size[d];
+    row_stride[row_dims++] = stride[d];
+  }
+  const int outer_dims = dims == 0 ? 0 : dim;
+  const PositionGrid outer = merged_positions(first, outer_dims, row_size, row_stride);
+  const PositionGrid inner =
+      merged_positions(0, row_dims - outer_dims, row_size + outer_dims, row_stride + outer_dims);
+  p.first_position = first;
+  p.position_outer_stride = outer.dims == 0 ? 0 : outer.stride[0];
+  p.position_class_stride = dims == 0 || size[dim] == 1 ? 1 : stride[dim];
+  p.position_inner_stride = inner.dims == 0 ? 0 : inner.stride[0];
+  p.row_positions = nullptr;
+  if (outer.dims <= 1 && inner.dims <= 1) return false;
+  *rows = merged_positions(first, row_dims, row_size, row_stride);
+  return true;
 }
 
 std::int64_t partial_bytes(const Plan& plan, const Params& p) {

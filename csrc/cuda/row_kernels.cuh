@@ -182,7 +182,7 @@ backward_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   Team team;
   const std::int64_t rows = p.outer * p.inner;
   for (std::int64_t first = team.first_row(); first < rows; first += team.row_step()) {
-    const RowView row = RowView::of<T>(p, first + team.row_in_block());
+    const RowView row = RowView::of<T, false>(p, first + team.row_in_block());
     const std::int64_t index = row.classes > 0 ? p.index[row.row] : -1;
     RawGroup<T> y[kGroups], grad[kGroups];
     Held::load(team, row, p.y, narrowed<T>(0), y);
@@ -204,7 +204,7 @@ backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   NoiseSource noise(read_state(p.random));
   const std::int64_t rows = p.outer * p.inner;
   for (std::int64_t first = team.first_row(); first < rows; first += team.row_step()) {
-    const RowView row = RowView::of<T>(p, first + team.row_in_block());
+    RowView row = RowView::of<T>(p, first + team.row_in_block());
     const std::int64_t index = row.classes > 0 ? p.index[row.row] : -1;
     RawGroup<T> logits[kGroups], grad[kGroups];
     Held::load(team, row, p.logits, narrowed<T>(-infinity<Scalar>()), logits);
@@ -218,7 +218,9 @@ backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     for (int k = 0; k < kGroups; ++k) {
       noisy_group(p, row, Held::span(team, row, k), logits[k], noise, held.value[k]);
     }
-    // Not sooner: the noise needs the registers.
+    // Not sooner: the noise needs the registers. Those of the larger teams do not suffice either
+    // for where the row's groups lie, which is therefore worked out again.
+    if constexpr (kGroups * kGroup > 8) keep_in_register(row.lead);
     Held::load(team, row, p.grad, narrowed<T>(0), grad);
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
     const Scalar factor = reciprocal(exponentiate(team, held, top, tau.exponent_scale));

@@ -19,9 +19,16 @@ constexpr int resident_threads(int elements) {
   return elements <= 4 ? 1024 : (elements <= 8 ? 768 : (elements <= 24 ? 640 : 512));
 }
 
+// How far n classes are apart in noise positions.
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::uint64_t class_distance(const Params& p, int n) {
+  return static_cast<std::uint64_t>(static_cast<std::int64_t>(n)) *
+         static_cast<std::uint64_t>(p.position_class_stride);
+}
+
 // Groups follow noise positions, not memory: a Philox block is then never computed by two threads,
-// and in a contiguous tensor 16-byte boundaries of memory and of positions are the same. The
-// classes of a row are adjacent in memory here; other layouts are column_kernels.cuh's.
+// and in a contiguous tensor 16-byte boundaries of memory and of positions are the same. Where the
+// classes of a row are not adjacent in positions, groups begin with class 0. In memory they are
+// adjacent here; other layouts are column_kernels.cuh's.
 struct RowView {
   std::int64_t row, offset, mask_offset;
   std::uint64_t position;  // of class 0
@@ -30,21 +37,35 @@ struct RowView {
   int groups;   // that the row takes part in
   bool vector;  // whole groups may be loaded and stored at once
 
-  template <class T>
+  // A backward from y has no noise, and no positions either: its groups are those of row-major
+  // ones, so that they are aligned where memory is.
+  template <class T, bool kNoise = true>
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static RowView of(const Params& p, std::int64_t row) {
     constexpr int kGroup = Element<T>::kGroup;
     RowView v;
     const bool exists = row < p.outer * p.inner;
     if (!exists) row = 0;
-    const std::int64_t o = p.inner == 1 ? row : row / p.inner, i = p.inner == 1 ? 0 : row % p.inner;
     v.row = row;
-    v.offset = o * p.outer_stride + i * p.inner_stride;
-    v.mask_offset = p.mask == nullptr ? 0 : o * p.mask_outer_stride + i * p.mask_inner_stride;
-    v.position = static_cast<std::uint64_t>(o) * static_cast<std::uint64_t>(p.classes) *
-                     static_cast<std::uint64_t>(p.inner) +
-                 static_cast<std::uint64_t>(i);
+    std::int64_t o = row;
+    if (p.inner != 1) o = row / p.inner;
+    v.offset = o * p.outer_stride;
+    v.mask_offset = p.mask == nullptr ? 0 : o * p.mask_outer_stride;
+    v.position = kNoise ? p.first_position + static_cast<std::uint64_t>(o) *
+                                                 static_cast<std::uint64_t>(p.position_outer_stride)
+                        : static_cast<std::uint64_t>(o) * static_cast<std::uint64_t>(p.classes);
+    if (p.inner != 1) {
+      const std::int64_t i = row - o * p.inner;
+      v.offset += i * p.inner_stride;
+      if (p.mask != nullptr) v.mask_offset += i * p.mask_inner_stride;
+      v.position +=
+          static_cast<std::uint64_t>(i) * static_cast<std::uint64_t>(p.position_inner_stride);
+    }
+    if (kNoise && p.row_positions != nullptr) {
+      v.position = static_cast<std::uint64_t>(p.row_positions[row]);
+    }
+    const bool by_groups = kNoise ? p.position_class_stride == 1 : p.inner == 1;
+    v.lead = by_groups ? static_cast<int>(v.position % kGroup) : 0;
     v.classes = exists ? static_cast<int>(p.classes) : 0;
-    v.lead = p.inner == 1 ? static_cast<int>(v.position % kGroup) : 0;
     v.groups = exists ? (v.lead + v.classes + kGroup - 1) / kGroup : 0;
     const std::int64_t first = v.offset - v.lead;
     v.vector = aligned<T>(p.logits, first) && aligned<T>(p.y, first) && aligned<T>(p.grad, first) &&
@@ -194,16 +215,14 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_group(const Params& p, const
                                                           const RawGroup<T>& logits,
                                                           NoiseSource& noise, Scalar (&z)[count]) {
   logits.widen_to(z);
-  if (p.inner == 1) {
+  if (p.position_class_stride == 1) {
     noise.add_blocks(
         (row.position + static_cast<std::uint64_t>(static_cast<std::int64_t>(span.c))) >> 2, z);
   } else {
 #pragma unroll 1
     for (int v = 0; v < count; ++v) {
       Scalar own = z[0];
-      noise.add_one(row.position + static_cast<std::uint64_t>(span.c + v) *
-                                       static_cast<std::uint64_t>(p.inner),
-                    own);
+      noise.add_one(row.position + class_distance(p, span.c + v), own);
       // Rotates, so that the loop needs no index into registers.
 #pragma unroll
       for (int w = 0; w + 1 < count; ++w) z[w] = z[w + 1];
@@ -267,8 +286,7 @@ template <class T, class Scalar>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar noisy_logit(const Params& p, const RowView& row,
                                                             int c, NoiseSource& noise) {
   Scalar z = widen(*element_of<T>(p.logits, row, c));
-  noise.add_one(row.position + static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.inner),
-                z);
+  noise.add_one(row.position + class_distance(p, c), z);
   return z;
 }
 

@@ -240,7 +240,7 @@ backward_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   BlockTeam<kStreamThreads> team;
   const std::int64_t rows = p.outer * p.inner;
   for (std::int64_t r = team.first_row(); r < rows; r += team.row_step()) {
-    const RowView row = RowView::of<T>(p, r);
+    const RowView row = RowView::of<T, false>(p, r);
     const ChunkView chunk = ChunkView::of<T>(p, row);
     const std::int64_t index = p.index[r];
     const bool forbidden = index < 0;

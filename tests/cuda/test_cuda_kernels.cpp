@@ -8,6 +8,7 @@
 // the long rows, GUMBEL_EXT_FAIL_FAST=1 ends at the first failure. Compiled with
 // -DGUMBEL_EXT_TYPE=float, double, BFloat16 or Half it holds that type's cases alone.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "../../csrc/cpu/kernels.h"
+#include "../../csrc/cuda/launch_positions.cu"
 #include "launch.cuh"
 
 namespace {
@@ -134,6 +136,17 @@ double noise_of(std::uint64_t n) {
 
 enum class Shape { kContiguous, kChannelsLast, kPitched, kSpread, kClassesFirst };
 enum class Special { kNone, kEdges, kTies };
+// Where noise positions of [outer, classes, inner] lie.
+enum class Places {
+  kRowMajor,
+  kShifted,   // row-major from a position on that is odd and beyond 2^32
+  kCut,       // a part of the classes
+  kPart,      // a part of the classes and of the inner elements
+  kRepeated,  // every row the noise of the first
+  kTable,     // rows in threes that follow each other and then a gap
+};
+constexpr Places kPlaces[] = {Places::kShifted, Places::kCut, Places::kPart, Places::kRepeated,
+                              Places::kTable};
 
 struct Case {
   Op op = Op::kSoft;
@@ -144,10 +157,33 @@ struct Case {
   bool mask = false, tau_rows = false, bad_tau = false, bad_index = false, grad_tau = false,
        in_memory = false;
   Special special = Special::kNone;
+  Places places = Places::kRowMajor;
   double tau = 0.7;
   // Forces a regime where its team is not 0.
   Plan plan{Regime::kRows, 0, 0, 1, 1, 0};
   cuda::Device device{132, true};
+
+  std::uint64_t first_position() const { return places == Places::kRowMajor ? 0 : 0xFFFFFFFF7u; }
+  // Of outer, classes, inner.
+  std::array<std::int64_t, 3> position_strides() const {
+    switch (places) {
+      case Places::kCut:
+        return {(classes + 3) * inner, inner, 1};
+      case Places::kPart:
+        return {(classes + 3) * (inner + 2), inner + 2, 1};
+      case Places::kRepeated:
+        return {0, 1, 0};
+      default:
+        return {classes * inner, inner, 1};
+    }
+  }
+  std::uint64_t position(std::int64_t row, std::int64_t k) const {
+    const auto s = position_strides();
+    const std::int64_t of_row = places == Places::kTable
+                                    ? row / 3 * (7 * classes * inner + 5) + row % 3
+                                    : row / inner * s[0] + row % inner * s[2];
+    return first_position() + static_cast<std::uint64_t>(of_row + k * s[1]);
+  }
 };
 
 const char* name_of(Op op) {
@@ -200,7 +236,8 @@ class Run {
         tau_(rows_),
         grad_tau_(rows_),
         used_(2),
-        state_(2) {
+        state_(2),
+        row_positions_(rows_) {
     Params& p = p_;
     p.outer = c.outer;
     p.classes = c.classes;
@@ -245,6 +282,7 @@ class Run {
     p.inverse_tau = 1 / c.tau;
     p.exponent_scale_float32 = static_cast<float>(p.exponent_scale);
     p.inverse_tau_float32 = static_cast<float>(p.inverse_tau);
+    set_positions();
     p.random.seed = kSeed;
     p.random.offset = kOffset;
     if (c.in_memory) {
@@ -297,6 +335,19 @@ class Run {
   }
 
  private:
+  void set_positions() {
+    Case c = c_;
+    // A backward from y is not told.
+    if (c.op == Op::kBackward) c.places = Places::kRowMajor;
+    const std::int64_t size[] = {c.outer, c.classes, c.inner};
+    cuda::PositionGrid unused;
+    cuda::set_positions(p_, c.first_position(), 3, size, c.position_strides().data(), 1, &unused);
+    if (c.places != Places::kTable) return;
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      row_positions_[r] = static_cast<std::int64_t>(c.position(r, 0));
+    }
+    p_.row_positions = row_positions_.data();
+  }
   int shift_of(Case::Shifted operand) const {
     return c_.shifted == Case::Shifted::kAll || c_.shifted == operand ? c_.shift : 0;
   }
@@ -351,9 +402,7 @@ class Run {
       double best = -kInfinity, largest = 0;
       std::int64_t index = -1, first_allowed = -1, nan = -1;
       for (std::int64_t k = 0; k < c_.classes; ++k) {
-        const auto n =
-            static_cast<std::uint64_t>((r / c_.inner * c_.classes + k) * c_.inner + r % c_.inner);
-        const double g = noise_of(n), l = to_double(x_[at(r, k)]);
+        const double g = noise_of(c_.position(r, k)), l = to_double(x_[at(r, k)]);
         // The tie case is about rounding; the others about exact values.
         double z = c_.special == Special::kTies
                        ? static_cast<double>(static_cast<Scalar>(l) + static_cast<Scalar>(g))
@@ -503,7 +552,7 @@ class Run {
   Buffer<std::uint8_t> mask_;
   Buffer<std::int64_t> index_;
   Buffer<Scalar> tau_, grad_tau_;
-  Buffer<std::int64_t> used_, state_;
+  Buffer<std::int64_t> used_, state_, row_positions_;
   Params p_{};
   std::vector<double> want_y_, z_, condition_;
   std::vector<std::int64_t> want_index_;
@@ -525,7 +574,8 @@ void report(const std::string& name, const std::string& why) {
 template <class T>
 void run_case(const Case& c) {
   char name[200];
-  std::snprintf(name, sizeof name, "%s %s [%lld, %lld, %lld]%s%s%s%s%s%s team %d cluster %d",
+  constexpr const char* kPlaceNames[] = {"", " shifted", " cut", " part", " repeated", " table"};
+  std::snprintf(name, sizeof name, "%s %s [%lld, %lld, %lld]%s%s%s%s%s%s%s team %d cluster %d",
                 Type<T>::name, name_of(c.op), (long long)c.outer, (long long)c.classes,
                 (long long)c.inner,
                 c.shape == Shape::kChannelsLast   ? " channels-last"
@@ -544,7 +594,7 @@ void run_case(const Case& c) {
                 c.special == Special::kEdges  ? " edges"
                 : c.special == Special::kTies ? " ties"
                                               : "",
-                c.plan.team, c.plan.cluster);
+                kPlaceNames[static_cast<int>(c.places)], c.plan.team, c.plan.cluster);
   std::string full =
       std::string(name) + (c.plan.team ? std::string(" ") + name_of(c.plan.regime) : "");
   if (!only.empty() && full.find(only) == std::string::npos) return;
@@ -603,6 +653,23 @@ const cpu::KernelTable* cpu_kernels() {
 // words. float32 noise has the hardware's logarithms, off by at most 2^-22 of a value each, or
 // of 1.
 template <class T>
+std::string compare_noise(Buffer<T>& ours, Buffer<T>& theirs, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double a = to_double(ours[i]), b = to_double(theirs[i]);
+    const double tolerance = std::is_same_v<T, double>
+                                 ? 0
+                                 : 4 * 0x1p-22 * std::max(1.0, std::fabs(b)) +
+                                       (sizeof(T) == 2 ? Type<T>::epsilon * std::fabs(b) : 0);
+    if (!(std::fabs(a - b) <= tolerance)) {
+      char text[100];
+      std::snprintf(text, sizeof text, "element %lld: %.17g, on the CPU %.17g", (long long)i, a, b);
+      return text;
+    }
+  }
+  return "";
+}
+
+template <class T>
 void check_noise() {
   if (cpu_kernels() == nullptr) return;
   // A seed with words near both ends of their range, where the second word counts.
@@ -618,25 +685,127 @@ void check_noise() {
   cuda::RandomSource random{};
   random.seed = kTailSeed;
   try {
-    launch_noise_of<T>(random, kCount, ours.data(), nullptr);
+    launch_noise_of<T>(random, cuda::PositionGrid{}, kCount, ours.data(), nullptr);
     cpu_kernels()->noise(Type<T>::cpu_value, kTailSeed, 0, 0, kCount, theirs.data());
-    for (std::int64_t i = 0; i < kCount && why.empty(); ++i) {
-      const double a = to_double(ours[i]), b = to_double(theirs[i]);
-      const double tolerance = std::is_same_v<T, double>
-                                   ? 0
-                                   : 4 * 0x1p-22 * std::max(1.0, std::fabs(b)) +
-                                         (sizeof(T) == 2 ? Type<T>::epsilon * std::fabs(b) : 0);
-      if (!(std::fabs(a - b) <= tolerance)) {
-        char text[100];
-        std::snprintf(text, sizeof text, "position %lld: %.17g, on the CPU %.17g", (long long)i, a,
-                      b);
-        why = text;
-      }
-    }
+    if (why.empty()) why = compare_noise(ours, theirs, kCount);
   } catch (const std::exception& error) {
     why = error.what();
   }
   report(std::string(Type<T>::name) + " noise against the CPU's", why);
+}
+
+// Sizes of a tensor, the base of its positions and their strides; the dimension of the classes.
+struct PlacedShape {
+  std::uint64_t base;
+  std::vector<std::int64_t> size, stride;
+  int dim;
+  bool table;  // whether rows need one
+
+  std::int64_t count() const {
+    std::int64_t n = 1;
+    for (const std::int64_t s : size) n *= s;
+    return n;
+  }
+  // Of element n, counted row-major.
+  std::uint64_t position(std::int64_t n) const {
+    std::uint64_t at = base;
+    for (std::size_t d = size.size(); d-- > 0; n /= size[d]) {
+      at += static_cast<std::uint64_t>(n % size[d] * stride[d]);
+    }
+    return at;
+  }
+};
+const std::vector<PlacedShape> kPlacedShapes = {
+    {0, {}, {}, 0, false},
+    {7, {}, {}, 0, false},
+    {0, {5}, {1}, 0, false},
+    {0xFFFFFFFFFu, {1027}, {1}, 0, false},
+    {(std::uint64_t{1} << 62) - 1, {1030}, {-1}, 0, false},
+    {3, {6}, {0}, 0, false},
+    {2, {4, 3, 5}, {15, 5, 1}, 1, false},
+    // Classes cut: first, middle, last dimension.
+    {21, {2, 4, 5}, {20, 5, 1}, 0, false},
+    {21, {3, 2, 5}, {20, 5, 1}, 1, false},
+    {21, {3, 4, 2}, {20, 5, 1}, 2, false},
+    // Rows cut.
+    {21, {3, 2, 5}, {20, 5, 1}, 0, false},
+    {21, {3, 2, 5}, {20, 5, 1}, 2, true},
+    {21, {3, 2, 1, 5}, {20, 5, 5, 1}, 3, true},
+    {9, {2, 4, 3, 5}, {120, 24, 6, 1}, 1, true},
+    {9, {2, 3, 4, 2, 3, 5}, {3600, 900, 200, 40, 8, 1}, 2, true},
+    {9, {2, 3, 4, 6, 5}, {360, 120, 30, 5, 1}, 2, false},
+    {9, {2, 1, 4, 1, 5}, {120, 77, 24, 99, 1}, 2, false},
+    {9, {2, 3, 1}, {0, 1, 55}, 2, true},
+    {9, {3, 1, 4}, {4, 99, 1}, 1, false},
+    {40, {3, 4}, {-4, -1}, 1, false},
+};
+
+// Noise of parts of larger tensors.
+template <class T>
+void check_noise_of_parts() {
+  if (cpu_kernels() == nullptr) return;
+  for (std::size_t number = 0; number < kPlacedShapes.size(); ++number) {
+    const PlacedShape& shape = kPlacedShapes[number];
+    const std::int64_t count = shape.count();
+    Buffer<T> ours(count), theirs(count);
+    cuda::RandomSource random{};
+    random.seed = kSeed;
+    random.offset = kOffset;
+    std::string why;
+    try {
+      launch_noise_of<T>(random,
+                         cuda::merged_positions(shape.base, static_cast<int>(shape.size.size()),
+                                                shape.size.data(), shape.stride.data()),
+                         count, ours.data(), nullptr);
+      for (std::int64_t n = 0; n < count; ++n) {
+        cpu_kernels()->noise(Type<T>::cpu_value, kSeed, kOffset, shape.position(n), 1, &theirs[n]);
+      }
+      why = compare_noise(ours, theirs, count);
+    } catch (const std::exception& error) {
+      why = error.what();
+    }
+    report(std::string(Type<T>::name) + " noise of part " + std::to_string(number), why);
+  }
+}
+
+// What the kernels are told about the positions of rows, by strides or by a table.
+void check_positions_of_rows() {
+  for (std::size_t number = 0; number < kPlacedShapes.size(); ++number) {
+    const PlacedShape& shape = kPlacedShapes[number];
+    const int dims = static_cast<int>(shape.size.size());
+    Params p{};
+    p.outer = p.classes = p.inner = 1;
+    for (int d = 0; d < dims; ++d) {
+      const std::int64_t size = shape.size[static_cast<std::size_t>(d)];
+      (d < shape.dim ? p.outer : d == shape.dim ? p.classes : p.inner) *= size;
+    }
+    const std::int64_t rows = p.outer * p.inner;
+    Buffer<std::int64_t> table(rows);
+    std::string why;
+    try {
+      cuda::PositionGrid grid;
+      const bool needed = cuda::set_positions(p, shape.base, dims, shape.size.data(),
+                                              shape.stride.data(), shape.dim, &grid);
+      if (needed != shape.table) why = needed ? "needs a table" : "needs no table";
+      if (needed) cuda::launch_positions(grid, rows, table.data(), nullptr);
+      for (std::int64_t r = 0; r < rows && why.empty(); ++r) {
+        const std::int64_t o = r / p.inner, i = r % p.inner;
+        const std::int64_t of_row = needed ? table[r]
+                                           : static_cast<std::int64_t>(p.first_position) +
+                                                 o * p.position_outer_stride +
+                                                 i * p.position_inner_stride;
+        for (std::int64_t k = 0; k < p.classes; ++k) {
+          const std::uint64_t want = shape.position((o * p.classes + k) * p.inner + i);
+          if (static_cast<std::uint64_t>(of_row + k * p.position_class_stride) != want) {
+            why = "row " + std::to_string(r) + " class " + std::to_string(k);
+          }
+        }
+      }
+    } catch (const std::exception& error) {
+      why = error.what();
+    }
+    report("positions of rows of part " + std::to_string(number), why);
+  }
 }
 
 // The three ways to ask for noise agree, also where the block number outgrows 32 bits.
@@ -686,10 +855,62 @@ void run_shifted(Case c) {
   }
 }
 
+// Every regime with noise positions of every kind.
+template <class T>
+void run_places(bool quick) {
+  std::vector<Case> bases;
+  const auto add = [&](std::int64_t outer, std::int64_t classes, std::int64_t inner) -> Case& {
+    Case c;
+    c.outer = outer;
+    c.classes = classes;
+    c.inner = inner;
+    bases.push_back(c);
+    return bases.back();
+  };
+  // The most classes that a team holds if rows begin with a group; of those that do not, one less
+  // is too many.
+  for (const std::int64_t classes :
+       quick ? std::vector<std::int64_t>{4, 8, 33, 128, 768}
+             : std::vector<std::int64_t>{1, 4, 5, 8, 16, 32, 33, 64, 128, 256, 512, 768, 3072}) {
+    add(9, classes, 1).device.multiprocessors = 4;
+  }
+  add(3, 9, 5).shape = Shape::kChannelsLast;
+  add(5, 1, 7);
+  add(5, 3007, 1).plan = Plan{Regime::kClusters, 256, cuda::held_groups(sizeof(T)), 2, 1, 0};
+  constexpr int kGroup = Element<T>::kGroup;
+  add(3, 700, 1).plan = Plan{Regime::kStream, 256, 0, 1, 1, (700 + 2 * kGroup) / kGroup * kGroup};
+  const std::int64_t chunk = 256 * kGroup;
+  // One class more in the last chunk, unless rows begin inside a group.
+  add(3, 2 * chunk + 1, 1).plan = Plan{Regime::kSplit, 256, 0, 1, 3, chunk};
+  for (const std::int64_t inner : {3, 5, 8, 18}) add(4, 9, inner);
+  add(3, 70, 6);
+  add(1, 600, 8);
+  int turn = 0;
+  for (Case c : bases) {
+    for (const Places places : kPlaces) {
+      for (const Op op : {Op::kSoft, Op::kHard, Op::kIndexOnly, Op::kBackwardRecompute}) {
+        if (c.plan.regime == Regime::kClusters || c.plan.regime == Regime::kStream) {
+          if (op == Op::kHard || op == Op::kIndexOnly) continue;
+        }
+        c.op = op;
+        c.places = places;
+        c.grad_tau = op == Op::kBackwardRecompute;
+        c.mask = c.tau_rows = turn % 3 == 1;
+        c.special = turn % 4 == 3 ? Special::kEdges : Special::kNone;
+        c.shift = turn % 5 == 2 ? 3 : 0;
+        ++turn;
+        run_case<T>(c);
+      }
+    }
+  }
+}
+
 template <class T>
 void run_type(bool quick) {
   if (only.empty()) {
     check_noise<T>();
+    check_noise_of_parts<T>();
+    check_positions_of_rows();
     check_positions<typename Element<T>::Scalar>();
   }
   // Teams of lanes and blocks, by the plan's own choice; odd widths begin rows anywhere in a group.
@@ -703,6 +924,7 @@ void run_type(bool quick) {
     c.classes = classes;
     run_shape<T>(c);
   }
+  run_places<T>(quick);
   // So few multiprocessors that short rows come several to a thread.
   for (const std::int64_t classes : {3, 8, 33}) {
     Case c;
