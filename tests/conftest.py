@@ -1,6 +1,7 @@
 import hypothesis
 import pytest
 import torch
+from feature_table import FeatureTable
 from oracle import rng_state
 from processes import Processes
 
@@ -11,6 +12,11 @@ hypothesis.settings.load_profile("fixed")
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption(
+        "--features",
+        choices=("check", "write"),
+        help="compare docs/features.md with the tests that ran, or write it",
+    )
     parser.addoption(
         "--device",
         choices=("cpu", "cuda"),
@@ -28,6 +34,8 @@ def pytest_configure(config):
         "feature(name, *, ops, modes): a cell of docs/features.md that this test vouches for",
     ):
         config.addinivalue_line("markers", marker)
+    if config.getoption("--features"):
+        config.pluginmanager.register(FeatureTable(config.getoption("--features") == "write"))
     if config.getoption("--device") == "cuda":
         if not torch.cuda.is_available():
             raise pytest.UsageError(f"--device cuda: torch {torch.__version__} sees no GPU")
