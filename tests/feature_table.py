@@ -28,7 +28,7 @@ HEAD = """# What works where
 
 Made from the tests by `make features`, and compared with them by `make test`: a word stands in a
 cell if a test of that feature with that op passes. **eager**: called as it is. **compiled**: inside
-`torch.compile`. **exported**: in a program made by `torch.export`, AOTInductor, ONNX or TorchScript.
+`torch.compile`. **exported**: in a program of `torch.export`, AOTInductor, ONNX or TorchScript.
 An empty cell is not tested; often there is nothing to test (an index has no derivative).
 
 """
