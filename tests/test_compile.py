@@ -5,6 +5,7 @@ import torch
 from oracle import DTYPES, expanded, layouts, rng_state
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.library import opcheck
 
 import gumbel_ext
@@ -12,6 +13,12 @@ import gumbel_ext
 OPS = torch.ops.gumbel_ext
 RANDOM_OPS = ("gumbel_softmax", "gumbel_argmax", "gumbel_noise")
 BACKWARD_OPS = ("gumbel_softmax_backward", "gumbel_softmax_hard_backward")
+SOFTMAX = ("gumbel_softmax", "gumbel_softmax_hard")
+ALL = (*SOFTMAX, "gumbel_argmax", "gumbel_noise")
+
+
+def feature(name, ops, mode="compiled"):
+    return pytest.mark.feature(name, ops=ops, modes=(mode,))
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +58,7 @@ def options():
 OPTIONS = {name: rest for name, *rest in options()}
 
 
+@feature("torch.library.opcheck", SOFTMAX, "eager")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_opcheck_softmax(device, state, hard, option, dtype):
@@ -89,6 +97,7 @@ def test_opcheck_backward(device, state, option, dtype):
         )
 
 
+@feature("torch.library.opcheck", ALL[2:], "eager")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck_argmax_and_noise(device, state, dtype):
     logits = torch.randn(4, 5, 6).to(device, dtype)
@@ -125,6 +134,7 @@ def test_fake_tensors_have_the_strides_of_real_ones(device, state, hard, dtype):
                 assert a.device == b.device
 
 
+@feature("meta tensors", SOFTMAX, "eager")
 def test_meta_tensors_have_shapes(hard):
     logits = torch.empty(3, 40, 5, device="meta", dtype=torch.bfloat16)
     y, index = gumbel_ext.gumbel_softmax(logits, 0.5, hard, dim=1, return_index=True)
@@ -147,6 +157,9 @@ def step(logits, tau, hard, mask, state=None):
     return y, index, (y * weight).sum()
 
 
+@feature("torch.compile(fullgraph=True), forward and backward", SOFTMAX)
+@feature("torch.compile(dynamic=True)", SOFTMAX)
+@feature("rng_state", SOFTMAX)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("stateless", [False, True], ids=["generator", "rng_state"])
 @pytest.mark.parametrize("option", OPTIONS)
@@ -175,6 +188,8 @@ def test_equals_eager(device, hard, option, stateless, dynamic):
     assert torch.equal(y, run(step)[0])
 
 
+@feature("torch.compile(fullgraph=True), forward and backward", ALL[2:])
+@feature("torch.compile(dynamic=True)", ALL[2:])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_argmax_and_noise_equal_eager(device, dynamic):
     def draw(logits):
@@ -191,6 +206,7 @@ def test_argmax_and_noise_equal_eager(device, dynamic):
         assert torch.equal(a, b)
 
 
+@feature("two calls in one graph draw different noise", ("gumbel_softmax", *ALL[2:]))
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_two_calls_in_one_graph_draw_different_noise(device, backend):
     """Common-subexpression elimination must not merge them; nor two runs of the graph."""
@@ -226,9 +242,94 @@ def test_one_state_in_one_graph_draws_the_same_noise(device, state):
     assert torch.equal(a, b)
 
 
+MODES = pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs"])
+
+
+@feature('torch.compile(mode="reduce-overhead")', SOFTMAX)
+@MODES
+def test_modes_equal_eager(device, hard, mode):
+    """Forward and backward twice: where there are CUDA graphs, the second is a replay.
+
+    One random op a graph: in "reduce-overhead" Inductor may move one before another on the CPU.
+    """
+
+    def sample(x):
+        y, index = gumbel_ext.gumbel_softmax(x.sin(), 0.5, hard, return_index=True)
+        return y, index, (y * x.detach().cos()).exp().sum()
+
+    def runs(function):
+        torch.manual_seed(5)
+        outputs = []
+        for _ in range(2):
+            x = torch.linspace(-2, 2, 30, device=device).view(5, 6).requires_grad_()
+            *values, loss = function(x)
+            loss.backward()
+            outputs += [value.detach().clone() for value in (*values, loss, x.grad)]
+        return outputs
+
+    actual, expected = runs(torch.compile(sample, mode=mode)), runs(sample)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(actual[0], actual[4])
+
+
+@feature('torch.compile(mode="reduce-overhead")', ALL[2:])
+@MODES
+def test_modes_of_argmax_and_noise_equal_eager(device, mode):
+    x = torch.zeros(5, 6, device=device)
+    for draw in (
+        lambda x: gumbel_ext.gumbel_argmax(x, 0),
+        lambda x: gumbel_ext.gumbel_noise(x.shape, device=x.device),
+    ):
+        compiled = torch.compile(draw, mode=mode)
+        torch.manual_seed(5)
+        actual = [compiled(x).clone() for _ in range(2)]
+        torch.manual_seed(5)
+        for y in actual:
+            assert torch.equal(y, draw(x))
+        assert not torch.equal(*actual)
+
+
+def test_a_generator_breaks_the_graph(device, hard):
+    """Dynamo has no generators: what reads one runs outside of the graphs, and right."""
+
+    def sample(x, generator):
+        return gumbel_ext.gumbel_softmax(x.sin(), 0.5, hard, generator=generator).exp()
+
+    x = torch.randn(5, 6, device=device)
+    own = [torch.Generator(device).manual_seed(3) for _ in range(2)]
+    compiled = torch.compile(sample, backend="eager")
+    for _ in range(2):
+        assert torch.equal(compiled(x, own[0]), sample(x, own[1]))
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(sample, backend="eager", fullgraph=True)(x, own[0])
+
+
+@pytest.mark.cpu_only(reason="fake tensors of a GPU need none")
+def test_a_state_on_the_cpu_goes_to_the_logits():
+    """Eager reads it where it is; fake tensors do not, so a traced program must move it."""
+
+    class Sampler(torch.nn.Module):
+        def forward(self, x, state):
+            return (
+                gumbel_ext.gumbel_softmax(x, 0.5, rng_state=state),
+                gumbel_ext.gumbel_argmax(x, rng_state=state),
+                gumbel_ext.gumbel_noise((3,), device=x.device, rng_state=state),
+            )
+
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        inputs = torch.empty(3, 4, device="cuda:1"), torch.empty(2, dtype=torch.int64)
+    program = torch.export.export(Sampler(), inputs, strict=False)
+    outputs = [node.meta["val"] for node in program.graph.find_nodes(op="output")[0].args[0]]
+    assert [tuple(y.shape) for y in outputs] == [(3, 4), (3,), (3,)]
+    assert {y.device.type for y in outputs} == {"cuda"}
+
+
 # ---- recompilation ------------------------------------------------------------------------------
 
 
+@feature("no recompilation for a new temperature", SOFTMAX)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
 def test_annealed_temperature_does_not_recompile(device, hard, dynamic, backend):
@@ -264,6 +365,7 @@ def test_temperature_tensor_does_not_recompile(device, hard):
     assert counter.frame_count == 1
 
 
+@feature("no recompilation for a new batch size", SOFTMAX)
 @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
 def test_batch_size_does_not_recompile(device, hard, dynamic):
     counter = CompileCounterWithBackend("aot_eager")

@@ -184,8 +184,8 @@ def test_jit_trace(device, draw, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(draw, x, check_trace=False)
-        torch.jit.save(traced, tmp_path / "traced.pt")
-        loaded = torch.jit.load(tmp_path / "traced.pt")
+        torch.jit.save(traced, str(tmp_path / "traced.pt"))
+        loaded = torch.jit.load(str(tmp_path / "traced.pt"))
     for run in (traced, loaded):
         for _ in range(3):
             torch.manual_seed(4)
