@@ -9,7 +9,6 @@ Sources: E. Jang, S. Gu, B. Poole, "Categorical reparameterization with Gumbel-s
 
 from __future__ import annotations
 
-import importlib
 import numbers
 import sys
 import warnings
@@ -22,6 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
 from gumbel_ext._checkpoint import check_not_recomputed
+from gumbel_ext._random_ops import keep_equal_calls_apart
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -31,6 +31,8 @@ __all__ = ["draw_rng_state", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 Number: TypeAlias = float | int
 
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+keep_equal_calls_apart()
 
 _gumbel_softmax = torch.ops.gumbel_ext.gumbel_softmax.default
 _gumbel_argmax = torch.ops.gumbel_ext.gumbel_argmax.default
@@ -175,8 +177,6 @@ def gumbel_softmax(
     _check_optional("gumbel_softmax", mask, generator, rng_state, logits.device)
     if eps != 1e-10:
         warnings.warn("`eps` is accepted for compatibility and has no effect.", stacklevel=2)
-    if torch.compiler.is_compiling():
-        _keep_equal_calls_apart()
     rng_state = _state_beside(rng_state, logits.device)
     tau_number, tau_tensor = _split_tau(tau)
     y, index, _ = _gumbel_softmax(
@@ -236,8 +236,6 @@ def gumbel_argmax(
     _check_tensor("gumbel_argmax", "logits", logits)
     _check_dim("gumbel_argmax", dim)
     _check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
-    if torch.compiler.is_compiling():
-        _keep_equal_calls_apart()
     rng_state = _state_beside(rng_state, logits.device)
     index: Tensor = _gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state)
     return index
@@ -289,8 +287,6 @@ def gumbel_noise(
             raise ValueError(f"gumbel_noise: size must not be negative, got {size}")
     like = _empty(dtype, device)
     _check_optional("gumbel_noise", None, generator, rng_state, like.device)
-    if torch.compiler.is_compiling():
-        _keep_equal_calls_apart()
     rng_state = _state_beside(rng_state, like.device)
     noise: Tensor = _gumbel_noise(like, shape, generator, rng_state)
     return noise
@@ -323,8 +319,6 @@ def draw_rng_state(
         device = generator.device
     like = _empty(torch.float32, device).sum(0, keepdim=True)
     _check_optional("draw_rng_state", None, generator, None, like.device)
-    if torch.compiler.is_compiling():
-        _keep_equal_calls_apart()
     state: Tensor = _gumbel_softmax(like, 1.0, None, False, 0, None, False, generator, None)[2]
     return state
 
@@ -342,24 +336,6 @@ def _empty(dtype: torch.dtype | None, device: torch.device | str | int | None) -
 
 def _is_torchscript_tracing() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _keep_equal_calls_apart() -> bool:
-    """Keeps AOTAutograd from merging two calls with equal arguments, which must draw twice.
-
-    It goes by a list of its own and not by the op's tag `nondeterministic_seeded`. Called while a
-    graph is made, and not before, because the module takes half a second to import.
-    """
-    random_ops = getattr(
-        importlib.import_module("torch._functorch.compile_utils"), "rand_ops", None
-    )
-    if isinstance(random_ops, list):
-        ops = torch.ops.gumbel_ext
-        for op in (ops.gumbel_softmax, ops.gumbel_argmax, ops.gumbel_noise):
-            if op not in random_ops:
-                random_ops.append(op)
-    return True
 
 
 def _split_tau(tau: Any) -> tuple[float, Tensor | None]:

@@ -1,5 +1,8 @@
 """torch.compile sees through every op: one graph, the noise of eager, right gradients."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from oracle import DTYPES, expanded, layouts, rng_state
@@ -228,6 +231,32 @@ def test_two_calls_in_one_graph_draw_different_noise(device, backend):
         assert not torch.equal(a, b)
     for a, b in zip(first, second, strict=True):
         assert not torch.equal(a, b)
+
+
+CALLED_DIRECTLY = """
+import sys
+import gumbel_ext
+assert "torch._functorch.compile_utils" not in sys.modules
+import torch
+
+@torch.compile(fullgraph=True, backend="aot_eager_decomp_partition")
+def twice(x):
+    op = torch.ops.gumbel_ext.gumbel_softmax
+    return [op(x, 1.0, None, False, -1, None, False, None, None)[0] * 1 for _ in range(2)]
+
+first, second = twice(torch.zeros(4, 5, requires_grad=True))
+assert not torch.equal(first, second)
+assert torch._functorch.compile_utils.__loader__ is torch._functorch.compile_utils.__spec__.loader
+assert len(sys.meta_path) == before
+"""
+
+
+@feature("two calls in one graph draw different noise", SOFTMAX)
+def test_ops_called_directly_draw_different_noise():
+    """As in a loaded program that is compiled for training, before any function is traced."""
+    code = "import sys; before = len(sys.meta_path)" + CALLED_DIRECTLY
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_state_in_one_graph_draws_the_same_noise(device, state):
