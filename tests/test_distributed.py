@@ -178,10 +178,11 @@ def classes_case(rank, world, shape, dim, dtype, hard, kind, places):
     mask = None
     if kind == "masked":
         mask = torch.rand(shape) < 0.5
-        mask.movedim(dim, -1).reshape(-1, shape[dim])[:1].fill_(False)
         mask = mask.movedim(dim, -1).clone()
         mask[(0,) * (len(shape) - 1)] = False
         mask = mask.movedim(-1, dim)
+        # A row that the mask forbids has no gradient, whatever comes in.
+        weight.movedim(dim, -1)[(0,) * (len(shape) - 1)] = torch.inf
     if kind == "special":
         logits = special_rows(logits, dim)
     reduced = [1 if d == dim else n for d, n in enumerate(shape)]
