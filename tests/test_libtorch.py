@@ -49,16 +49,14 @@ def run(*command):
 @pytest.fixture(scope="module")
 def programs():
     """Folder of the client's programs, which use the installed library."""
-    if not (FOLDER / "build.ninja").exists():
-        run(
-            tool("cmake"),
-            *("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"),
-            *("-S", ROOT, "-B", FOLDER, "-DCMAKE_BUILD_TYPE=Release"),
-            "-DGUMBEL_EXT_CUDA=OFF",
-            "-DGUMBEL_EXT_TESTS=ON",
-            f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-        )
+    run(
+        tool("cmake"),
+        *("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"),
+        *("-S", ROOT, "-B", FOLDER, "-DCMAKE_BUILD_TYPE=Release"),
+        *("-DGUMBEL_EXT_CUDA=OFF", "-DGUMBEL_EXT_TESTS=ON"),
+        f"-DTorch_DIR={torch.utils.cmake_prefix_path}/Torch",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )
     run(tool("cmake"), "--build", FOLDER, "-j", os.environ.get("MAX_JOBS", "2"))
     run(tool("ctest"), "--test-dir", FOLDER, "--output-on-failure", "-R", "install|build_client")
     return FOLDER / "client"
