@@ -34,7 +34,7 @@ struct ColumnView {
         p.first_position +
         static_cast<std::uint64_t>(o) * static_cast<std::uint64_t>(p.position_outer_stride) +
         static_cast<std::uint64_t>(i) * static_cast<std::uint64_t>(p.position_inner_stride);
-    if (p.row_positions != nullptr) v.position = static_cast<std::uint64_t>(p.row_positions[v.row]);
+    if (p.row_positions != nullptr) v.position = position_in_table(p, v.row);
     v.consecutive = p.row_positions != nullptr || p.position_inner_stride == 1;
     for (int j = 1; p.row_positions != nullptr && j < v.columns; ++j) {
       if (v.column_position(p, j) != v.position + static_cast<unsigned>(j)) v.consecutive = false;
@@ -50,7 +50,7 @@ struct ColumnView {
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::uint64_t column_position(const Params& p,
                                                                          int column) const {
     if (p.row_positions != nullptr) {
-      return static_cast<std::uint64_t>(p.row_positions[row + column]);
+      return position_in_table(p, row + column);
     }
     return position + static_cast<std::uint64_t>(static_cast<std::int64_t>(column)) *
                           static_cast<std::uint64_t>(p.position_inner_stride);

@@ -10,6 +10,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 #define GUMBEL_EXT_DEVICE __device__
 #define GUMBEL_EXT_INLINE_ONLY __forceinline__
 // A kernel of blocks of that many threads, whose registers must let so many threads share a
@@ -106,6 +108,10 @@ __device__ __forceinline__ void store_vector(uint4* address, uint4 v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y),
                "r"(v.z), "r"(v.w)
                : "memory");
+}
+// Of what no kernel that is running writes.
+__device__ __forceinline__ std::int64_t load_read_only(const std::int64_t* address) {
+  return __ldg(reinterpret_cast<const long long*>(address));
 }
 }  // namespace gumbel_ext
 

@@ -19,6 +19,10 @@ constexpr int resident_threads(int elements) {
   return elements <= 4 ? 1024 : (elements <= 8 ? 768 : (elements <= 24 ? 640 : 512));
 }
 
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::uint64_t position_in_table(const Params& p,
+                                                                         std::int64_t row) {
+  return static_cast<std::uint64_t>(load_read_only(p.row_positions + row));
+}
 // How far n classes are apart in noise positions.
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::uint64_t class_distance(const Params& p, int n) {
   return static_cast<std::uint64_t>(static_cast<std::int64_t>(n)) *
@@ -61,7 +65,7 @@ struct RowView {
           static_cast<std::uint64_t>(i) * static_cast<std::uint64_t>(p.position_inner_stride);
     }
     if (kNoise && p.row_positions != nullptr) {
-      v.position = static_cast<std::uint64_t>(p.row_positions[row]);
+      v.position = position_in_table(p, row);
     }
     const bool by_groups = kNoise ? p.position_class_stride == 1 : p.inner == 1;
     v.lead = by_groups ? static_cast<int>(v.position % kGroup) : 0;

@@ -161,7 +161,9 @@ def control_flow(lines: list[str | Instruction]) -> Function:
 
 
 def is_wide(opcode: str, kind: str, bytes_: int) -> bool:
-    return opcode.startswith(f"{kind}.E") and f".{8 * bytes_}" in opcode
+    """Whether it moves a vector of elements. Tables are read by .CONSTANT loads, one at a time."""
+    wide = opcode.startswith(f"{kind}.E") and f".{8 * bytes_}" in opcode
+    return wide and not opcode.endswith(".CONSTANT")
 
 
 # Wide loads, wide stores, marks: instructions by which one tells that an element was worked on.
@@ -340,7 +342,10 @@ class Kernel:
 
 def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
     """(op, regime, threads, by loop, with stores) of a demangled kernel; twice for picks."""
-    kind, rest = re.match(r"(\w+?)_kernel<(.*)>$", name).groups()  # type: ignore[union-attr]
+    parts = re.match(r"(\w+?)_kernel<(.*)>$", name)
+    if not parts:
+        return []  # a kernel without elements
+    kind, rest = parts.groups()
     team = re.search(r"(Lane|Block|Cluster)Team<(\d+)>", rest)
     if team:
         lanes = int(team[2])
@@ -401,7 +406,7 @@ def problems_of(name: str, type_: str, function: Function, resources: Resources)
         if doubles:
             problems.append(f"double precision: {', '.join(doubles)}")
     wide = 8 if "columns" in name and TYPE_BYTES[type_] == 2 else 16
-    if "finish" not in name and "noise" not in name:
+    if not re.search("finish|noise|positions", name):
         for kind in ("LDG", "STG"):
             if kind == "STG" and "stream_kernel" in name and name.endswith(", 1>"):
                 continue  # a first pass stores one number a block
@@ -425,7 +430,8 @@ def read_module(module: Path) -> tuple[list[Kernel], list[str]]:
             names = demangled(list(functions))
             for mangled, function in functions.items():
                 shown = names[mangled]
-                type_ = re.search(r"<(\w+)", shown)[1]  # type: ignore[index]
+                element = re.search(r"<(\w+)", shown)
+                type_ = element[1] if element else ""
                 resources = usage[mangled]
                 problems += [
                     f"sm_{architecture} {shown}: {problem}"

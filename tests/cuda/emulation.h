@@ -120,6 +120,7 @@ void store_vector(Vector* address, Vector v) {
   emulation::expect_aligned(address, sizeof(Vector));
   *address = v;
 }
+inline std::int64_t load_read_only(const std::int64_t* address) { return *address; }
 inline const char* launch_error() { return nullptr; }
 constexpr bool kWarpReduces = true;
 inline int warp_min(int v, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {

@@ -94,7 +94,11 @@ def deleted_barriers() -> list[Bug]:
     return bugs
 
 
-T, V, R, S, C, N = (
+P, G, L, K, T, V, R, S, C, N = (
+    "plan.cpp",
+    "positions.cuh",
+    "launch_positions.cu",
+    "launch.cuh",
     "team.cuh",
     "row_view.cuh",
     "row_kernels.cuh",
@@ -164,7 +168,7 @@ BUGS = [
     swap("every block records the state", N, "blockIdx.x != 0", "false"),
     swap("every chunk records the state", N, "blockIdx.y != 0", "false"),
     swap("every thread records the state", N, "threadIdx.x != 0", "false"),
-    swap("noise past the end", N, "4 * k + j < count", "true"),
+    swap("noise past the end", N, "n + j < count", "true"),
     Bug("loads past the columns", C, "out[j] = j < view.columns ?", "out[j] = (BUG || j < view.columns) ?"),
     Bug("stores past the columns", C, "if (j < view.columns) narrow(", "if (BUG || j < view.columns) narrow("),
     *(swap(f"tau of columns past the last, place {nth + 1}", C, "(j < view.columns ? j : 0)", "j", nth, 2) for nth in range(2)),
@@ -189,6 +193,38 @@ BUGS = [
     swap("block numbers wrap at 32 bits", N, "high != block_high_", "false"),
     drop("the offset counts words", N, "if (source.offset_in_words) state.offset /= 4;"),
     swap("the offset within a graph is forgotten", N, "source.offset_more", "0"),
+    # ---- noise positions
+    swap("groups begin where row-major positions have them", V, "static_cast<int>(v.position % kGroup)", "static_cast<int>((v.position - p.first_position) % kGroup)"),
+    swap("rows take the strides of row-major positions, outer", V, "static_cast<std::uint64_t>(p.position_outer_stride)", "static_cast<std::uint64_t>(p.classes * p.inner)"),
+    swap("rows take the strides of row-major positions, inner", V, "static_cast<std::uint64_t>(p.position_inner_stride)", "std::uint64_t(1)"),
+    Bug("the first position of rows is 0", V, "p.first_position + static_cast", "(BUG ? 0 : p.first_position) + static_cast"),
+    swap("the table is ignored", V, "kNoise && p.row_positions != nullptr", "false"),
+    Bug("classes that are apart share Philox blocks", V, "if (p.position_class_stride == 1)", "if (BUG || p.position_class_stride == 1)"),
+    swap("classes that are apart begin inside a group", V, "kNoise ? p.position_class_stride == 1 : p.inner == 1", "true"),
+    swap("the classes' stride is ignored in the noise of a group", V, "class_distance(p, span.c + v)", "static_cast<std::uint64_t>((span.c + v) * p.inner)"),
+    swap("the classes' stride is ignored in a recomputed backward", V, "class_distance(p, c)", "static_cast<std::uint64_t>(c * p.inner)"),
+    *(swap(f"the classes' stride is ignored in columns, place {nth + 1}", C, "class_distance(p, c)", "static_cast<std::uint64_t>(c * p.inner)", nth, 2) for nth in range(2)),
+    swap("the first position of columns is 0", C, "p.first_position", "0"),
+    swap("columns take the strides of row-major positions", C, "static_cast<std::uint64_t>(p.position_outer_stride)", "static_cast<std::uint64_t>(p.classes * p.inner)"),
+    drop("the table is ignored in columns", C, "if (p.row_positions != nullptr) v.position = position_in_table(p, v.row);"),
+    Bug("the table is ignored in the columns after the first", C, "if (p.row_positions != nullptr) {", "if (!BUG && p.row_positions != nullptr) {"),
+    swap("columns are taken to be neighbours in positions", C, "p.row_positions != nullptr || p.position_inner_stride == 1", "true"),
+    drop("columns are taken to be neighbours in the table", C, "v.consecutive = false;"),
+    swap("the table is read past the columns", C, "p.row_positions != nullptr && j < v.columns", "p.row_positions != nullptr && j < kColumnsPerLane"),
+    Bug("the table is read past the columns, noise", C, "if (j < view.columns) noise", "if (BUG || j < view.columns) noise"),
+    swap("no team leaves room for a row that begins inside a group", P, "rows_begin_groups(p, group) ? 0 : group - 1", "0"),
+    Bug("rows by a table are taken to begin groups", P, "return p.row_positions == nullptr && ", "return (BUG || p.row_positions == nullptr) && "),
+    *(swap(f"rows are taken to begin groups, place {place}", P, condition, "true") for place, condition in enumerate(("p.first_position % static_cast<unsigned>(group) == 0", "p.position_outer_stride % group == 0", "p.position_inner_stride % group == 0"))),
+    swap("dimensions merge that do not", P, "grid.stride[last] == size[d] * stride[d]", "true"),
+    swap("rows never need a table", P, "outer.dims <= 1 && inner.dims <= 1", "true"),
+    Bug("the table begins at 0", P, "merged_positions(first, row_dims", "merged_positions(BUG ? 0 : first, row_dims"),
+    drop("an index of every dimension is the whole number", G, "n /= grid.size[d];"),
+    Bug("the table is written past its end", L, "r < rows", "r < rows + BUG"),
+    swap("noise begins with a Philox block", N, "static_cast<int>(first % 4)", "0"),
+    swap("noise before the first element", N, "n + j >= 0", "true"),
+    swap("the last block of shifted noise is forgotten", N, "count + lead", "count"),
+    Bug("scattered noise past the end", N, "n < count", "n < count + BUG"),
+    swap("any one stride is taken for consecutive noise", K, "positions.stride[0] == 1", "true"),
 ]  # fmt: skip
 
 
@@ -233,6 +269,7 @@ def build(folder: Path) -> Path:
         sources.append("csrc/cpu/kernels_avx2.cpp")
         if "fma" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split():
             flags.append("-mfma")
+    flags += ["-include", "emulation.h"]  # for the switches in plan.cpp
     commands = [[*flags, "-O2", "-c", source] for source in (*sources, "tests/cuda/emulation.cpp")]
     commands.append([*flags, "-O1", "-fsanitize=thread", "-c", "tests/cuda/test_cuda_kernels.cpp"])
     objects = [str(folder / (command[-1].replace("/", "-") + ".o")) for command in commands]

@@ -142,11 +142,12 @@ enum class Places {
   kShifted,   // row-major from a position on that is odd and beyond 2^32
   kCut,       // a part of the classes
   kPart,      // a part of the classes and of the inner elements
+  kSwapped,   // the classes of an inner element follow each other
   kRepeated,  // every row the noise of the first
   kTable,     // rows in threes that follow each other and then a gap
 };
-constexpr Places kPlaces[] = {Places::kShifted, Places::kCut, Places::kPart, Places::kRepeated,
-                              Places::kTable};
+constexpr Places kPlaces[] = {Places::kShifted, Places::kCut,      Places::kPart,
+                              Places::kSwapped, Places::kRepeated, Places::kTable};
 
 struct Case {
   Op op = Op::kSoft;
@@ -163,7 +164,12 @@ struct Case {
   Plan plan{Regime::kRows, 0, 0, 1, 1, 0};
   cuda::Device device{132, true};
 
-  std::uint64_t first_position() const { return places == Places::kRowMajor ? 0 : 0xFFFFFFFF7u; }
+  // Where it is not odd, strides alone decide whether rows begin inside a group.
+  std::uint64_t first_position() const {
+    return places == Places::kRowMajor                             ? 0
+           : places == Places::kShifted || places == Places::kPart ? 0xFFFFFFFF7u
+                                                                   : 0xFFFFFFFF8u;
+  }
   // Of outer, classes, inner.
   std::array<std::int64_t, 3> position_strides() const {
     switch (places) {
@@ -171,6 +177,8 @@ struct Case {
         return {(classes + 3) * inner, inner, 1};
       case Places::kPart:
         return {(classes + 3) * (inner + 2), inner + 2, 1};
+      case Places::kSwapped:
+        return {8 * (classes + 1) * inner, 1, classes + 1};
       case Places::kRepeated:
         return {0, 1, 0};
       default:
@@ -574,7 +582,8 @@ void report(const std::string& name, const std::string& why) {
 template <class T>
 void run_case(const Case& c) {
   char name[200];
-  constexpr const char* kPlaceNames[] = {"", " shifted", " cut", " part", " repeated", " table"};
+  constexpr const char* kPlaceNames[] = {"",         " shifted",  " cut",  " part",
+                                         " swapped", " repeated", " table"};
   std::snprintf(name, sizeof name, "%s %s [%lld, %lld, %lld]%s%s%s%s%s%s%s team %d cluster %d",
                 Type<T>::name, name_of(c.op), (long long)c.outer, (long long)c.classes,
                 (long long)c.inner,
@@ -874,7 +883,7 @@ void run_places(bool quick) {
              : std::vector<std::int64_t>{1, 4, 5, 8, 16, 32, 33, 64, 128, 256, 512, 768, 3072}) {
     add(9, classes, 1).device.multiprocessors = 4;
   }
-  add(3, 9, 5).shape = Shape::kChannelsLast;
+  for (const std::int64_t classes : {4, 8, 9}) add(3, classes, 5).shape = Shape::kChannelsLast;
   add(5, 1, 7);
   add(5, 3007, 1).plan = Plan{Regime::kClusters, 256, cuda::held_groups(sizeof(T)), 2, 1, 0};
   constexpr int kGroup = Element<T>::kGroup;
