@@ -396,6 +396,24 @@ at::Tensor gumbel_noise_cuda(const at::Tensor& like, c10::SymIntArrayRef size,
   return noise;
 }
 
+at::Tensor noise_at_cuda(const at::Tensor& like, const at::Tensor& position,
+                         const at::Tensor& rng_state) {
+  constexpr const char* op = "noise_at";
+  check_noise_at(op, like, position, rng_state);
+  const c10::cuda::CUDAGuard guard(like.device());
+  const at::Tensor noise = at::empty(position.sizes(), like.options()),
+                   table = position.contiguous();
+  if (noise.numel() == 0) return noise;
+  at::Tensor on_device;
+  const RandomSource random = random_source(std::nullopt, rng_state, on_device);
+  PositionGrid grid{};
+  grid.table = table.const_data_ptr<int64_t>();
+  check_launch(op,
+               launch_noise(element_type(like.scalar_type()), random, grid, noise.numel(),
+                            noise.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream()));
+  return noise;
+}
+
 std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const at::Tensor& grad,
                                                  const at::Tensor& logits_or_y,
                                                  const at::Tensor& index, double tau,
@@ -456,6 +474,7 @@ TORCH_LIBRARY_IMPL(gumbel_ext, CUDA, m) {
   m.impl("gumbel_softmax", &gumbel_softmax_cuda);
   m.impl("gumbel_argmax", &gumbel_argmax_cuda);
   m.impl("gumbel_noise", &gumbel_noise_cuda);
+  m.impl("noise_at", &noise_at_cuda);
   m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_cuda);
   m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_cuda);
 }

@@ -214,7 +214,9 @@ const char* launch_of(Op op, Params p, const Plan& plan, void* stream) {
 template <class T>
 const char* launch_noise_of(const cuda::RandomSource& random, const cuda::PositionGrid& positions,
                             std::int64_t count, void* y, void* stream) {
-  const bool consecutive = positions.dims == 0 || (positions.dims == 1 && positions.stride[0] == 1);
+  const bool consecutive =
+      positions.table == nullptr &&
+      (positions.dims == 0 || (positions.dims == 1 && positions.stride[0] == 1));
   // Four elements a thread, which may begin inside a Philox block; or one.
   const std::int64_t blocks = consecutive ? (count + 3 + 1023) / 1024 : (count + 255) / 256;
   const int grid = grid_size(blocks < 65536 ? blocks : 65536);

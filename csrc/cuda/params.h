@@ -28,6 +28,7 @@ struct PositionGrid {
   std::uint64_t first;
   int dims;
   std::int64_t size[kMaxDims], stride[kMaxDims];
+  const std::int64_t* table;  // optional: the positions themselves, and nothing of the above
 };
 
 // Logits of logical shape [outer, classes, inner]. Rows are numbered over (outer, inner),
