@@ -133,7 +133,7 @@ PositionGrid merged_positions(std::uint64_t first, int dims, const std::int64_t*
 
 bool set_positions(Params& p, std::uint64_t first, int dims, const std::int64_t* size,
                    const std::int64_t* stride, int dim, PositionGrid* rows) {
-  std::int64_t row_size[kMaxDims], row_stride[kMaxDims];
+  std::int64_t row_size[kMaxDims] = {}, row_stride[kMaxDims] = {};
   int row_dims = 0;
   for (int d = 0; d < dims; ++d) {
     if (d == dim) continue;
