@@ -114,7 +114,8 @@ bool set_positions(Params& params, std::uint64_t first, int dims, const std::int
                    const std::int64_t* stride, int dim, PositionGrid* rows);
 
 // Soft forwards and both backwards of one shape and the same positions are cut alike, so that
-// straight-through gradients are those of soft samples to the bit.
+// straight-through gradients are those of soft samples to the bit. A backward from y is not told
+// positions: in those of a part it may differ by rounding.
 Plan make_plan(Op op, ElementType type, const Params& params, const Device& device);
 // Bytes that Params::partials must point to.
 std::int64_t partial_bytes(const Plan& plan, const Params& params);
