@@ -381,6 +381,29 @@ def test_batched_gradients(batch, state, hard):
     assert_same(actual, expected)
 
 
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("batched", itertools.product((False, True), repeat=2), ids=str)
+def test_backward_ops(batch, state, hard, batched):
+    """By one call, not by PyTorch's loop: with logits or y batched or not, the gradient or not."""
+    logits, tau, mask = batch
+    y, index, _ = OPS.gumbel_softmax(logits, 1.0, tau, False, -1, mask, True, None, state)
+    index = index.clamp(min=0)
+    grads = torch.randn_like(y)
+
+    def slopes(g, x, k, t, m):
+        if hard:
+            return OPS.gumbel_softmax_hard_backward(g, x, k, 1.0, t, -1, m, state, True)
+        return OPS.gumbel_softmax_backward(g, x, k, 1.0, t, -1, True)
+
+    args = (grads, logits if hard else y, index, tau, mask)
+    dims = [0 if batched[0] else None] + [0 if batched[1] else None] * 4
+    if not any(batched):
+        dims[3] = 0
+    placed = [x if d == 0 else x[1] for x, d in zip(args, dims, strict=True)]
+    alone = [x if d == 0 else x[1].expand_as(x) for x, d in zip(args, dims, strict=True)]
+    assert_same(vmap(slopes, tuple(dims))(*placed), one_by_one(slopes, *alone))
+
+
 @pytest.mark.feature(
     "vmap of grad, per-sample gradients", ops=("gumbel_softmax",), modes=("eager",)
 )
