@@ -295,7 +295,6 @@ def test_gradcheck(device, state, masked):
 
 @pytest.mark.feature("autograd.functional jacobian", ops=("gumbel_softmax",), modes=("eager",))
 @pytest.mark.feature("autograd.functional hessian", ops=("gumbel_softmax",), modes=("eager",))
-@pytest.mark.filterwarnings("error:There is a performance drop")
 @pytest.mark.parametrize("mode", ["loop", "reverse", "forward"])
 def test_autograd_functional(device, state, hard, mode):
     logits, weight, _, mask = example(device, masked=True)
