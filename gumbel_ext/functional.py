@@ -108,6 +108,11 @@ def gumbel_softmax(
     (straight-through). Nothing of the size of the soft sample is then stored: the backward
     recomputes it.
 
+    Differentiable any number of times, in reverse and forward mode, also by :mod:`torch.func`.
+    Under :func:`torch.vmap` with ``randomness="same"`` every example sees the noise of the call on
+    it alone, with ``"different"`` that of one call on the whole batch (batch dimensions in front);
+    with ``rng_state`` the call is deterministic and allowed in every mode.
+
     Args:
         logits: unnormalised log-probabilities, any shape, float16, bfloat16, float32 or float64.
             Computed in float32 (float64 for float64) and rounded once. ``-inf`` means probability
