@@ -81,7 +81,7 @@ def _from_key(key: Tensor) -> Tensor:
 
 def _positions_of(index: Tensor, positions: Sequence[int], dim: int) -> Tensor:
     """Noise position of the class ``index`` of each row."""
-    base, *strides = positions
+    base, strides = positions[0], list(positions[1:])
     class_stride = strides.pop(dim)
     place = base + index * class_stride
     for d, (extent, stride) in enumerate(zip(index.shape, strides, strict=True)):

@@ -11,6 +11,9 @@ from gumbel_ext import _reference
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
+# (2, 13), for what older ones lack.
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 # Both words of the seed and the offset are used, and the seed is negative as int64.
 SEED, OFFSET = 0xA4093822299F31D0, 0x13198A2E03707344
 

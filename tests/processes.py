@@ -39,7 +39,7 @@ class Processes:
 
     def __init__(self, world=WORLD):
         self.world = world
-        self.workers = []
+        self.workers = self.tasks = []
 
     def start(self):
         context = mp.get_context("spawn")
@@ -58,13 +58,13 @@ class Processes:
             worker.start()
 
     def stop(self, politely=True):
-        for worker, tasks in zip(self.workers, getattr(self, "tasks", ()), strict=True):
+        for worker, tasks in zip(self.workers, self.tasks, strict=True):
             if politely:
                 tasks.put(None)
                 worker.join(10)
             worker.kill()
             worker.join()
-        self.workers = []
+        self.workers = self.tasks = []
 
     def run(self, function, *args):
         if not self.workers:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import rng_state
+from oracle import TORCH, rng_state
 from torch.export import Dim, export
 
 import gumbel_ext
@@ -165,5 +165,8 @@ def test_a_generator_cannot_be_exported(device, hard, strict):
             return gumbel_ext.gumbel_softmax(x, hard=hard, generator=generator)
 
     generator = torch.Generator(device)
-    with pytest.raises(Exception, match="generator cannot be an input of an exported program"):
+    words = "generator cannot be an input of an exported program"
+    if TORCH < (2, 13):  # the exporter comes first, or hides the words
+        words += r"|Unsupported input type <class 'torch._C.Generator'>|raised exception"
+    with pytest.raises(Exception, match=words):
         export(Module(), (torch.randn(4, 5, device=device), generator), strict=strict)

@@ -49,14 +49,19 @@ def run(*command):
 @pytest.fixture(scope="module")
 def programs():
     """Folder of the client's programs, which use the installed library."""
-    run(
-        tool("cmake"),
-        *("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"),
-        *("-S", ROOT, "-B", FOLDER, "-DCMAKE_BUILD_TYPE=Release"),
-        *("-DGUMBEL_EXT_CUDA=OFF", "-DGUMBEL_EXT_TESTS=ON"),
-        f"-DTorch_DIR={torch.utils.cmake_prefix_path}/Torch",
-        f"-DPython_EXECUTABLE={sys.executable}",
-    )
+    try:
+        run(
+            tool("cmake"),
+            *("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"),
+            *("-S", ROOT, "-B", FOLDER, "-DCMAKE_BUILD_TYPE=Release"),
+            *("-DGUMBEL_EXT_CUDA=OFF", "-DGUMBEL_EXT_TESTS=ON"),
+            f"-DTorch_DIR={torch.utils.cmake_prefix_path}/Torch",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        )
+    except AssertionError as error:
+        if torch.version.cuda is None or "PyTorch: CUDA cannot be found" not in str(error):
+            raise
+        pytest.skip("a torch with CUDA is found by CMake only where there is a whole CUDA toolkit")
     run(tool("cmake"), "--build", FOLDER, "-j", os.environ.get("MAX_JOBS", "2"))
     run(tool("ctest"), "--test-dir", FOLDER, "--output-on-failure", "-R", "install|build_client")
     return FOLDER / "client"
