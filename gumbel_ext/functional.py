@@ -366,7 +366,7 @@ def _split_tau(tau: Any) -> tuple[float, Tensor | None]:
 
 def _state_beside(rng_state: Tensor | None, device: torch.device) -> Tensor | None:
     """The ops read a state on the CPU for logits elsewhere; fake tensors do not allow that."""
-    if rng_state is None or not torch.compiler.is_compiling():
+    if rng_state is None or not torch.compiler.is_compiling() or rng_state.device == device:
         return rng_state
     return rng_state.to(device)
 
