@@ -11,8 +11,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from gumbel_ext._sharded_rows import ClassShard
-from gumbel_ext.distributed import _argmax_of_part, _Part, _softmax_of_part
-from gumbel_ext.functional import draw_rng_state
+from gumbel_ext.distributed import (
+    _argmax_of_part,
+    _Part,
+    _softmax_of_part,
+    _state_of_call,
+    _wrap,
+)
+from gumbel_ext.functional import _check_dim, _check_optional
 
 __all__ = ["argmax_of_dtensor", "softmax_of_dtensor"]
 
@@ -94,19 +100,20 @@ def _local_operand(
 
 
 def _state_of(
-    logits: DTensor, generator: torch.Generator | None, rng_state: Tensor | None
+    name: str,
+    logits: DTensor,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
 ) -> Tensor:
     if isinstance(rng_state, DTensor):
-        return rng_state.to_local()
-    if rng_state is not None:
-        return rng_state
-    # Drawn also where the local part is empty, so that all generators advance alike.
-    state = draw_rng_state(generator, device=logits.to_local().device)
-    # Copies must stay copies, whatever the processes drew before.
-    mesh = logits.device_mesh
-    for i, placement in enumerate(logits.placements):
-        if placement.is_replicate() and mesh.size(i) > 1:
-            dist.broadcast(state, group=mesh.get_group(i), group_src=0)
+        rng_state = rng_state.to_local()
+    state = _state_of_call(name, logits.device, generator, rng_state)
+    if rng_state is None:
+        # Copies must stay copies, whatever the processes drew before.
+        mesh = logits.device_mesh
+        for i, placement in enumerate(logits.placements):
+            if placement.is_replicate() and mesh.size(i) > 1:
+                dist.broadcast(state, group=mesh.get_group(i), group_src=0)
     return state
 
 
@@ -142,13 +149,15 @@ def softmax_of_dtensor(
     """``y`` placed as ``logits`` are; the index, replicated where ``dim`` was split."""
     name = "gumbel_softmax"
     logits = _whole_values(name, logits)
-    dim = dim % max(logits.dim(), 1)
+    _check_dim(name, dim)
+    _check_optional(name, mask, generator, rng_state, logits.device)
+    dim = _wrap(name, dim, max(logits.dim(), 1))
     part = _part_of(logits)
     if mask is not None:
         mask = _local_operand(f"{name}: mask", mask, logits, dim, reduced=False)
     if tau_tensor is not None:
         tau_tensor = _local_operand(f"{name}: tau", tau_tensor, logits, dim, reduced=True)
-    state = _state_of(logits, generator, rng_state)
+    state = _state_of(name, logits, generator, rng_state)
     local = logits.to_local(grad_placements=logits.placements)
     y, index = _softmax_of_part(
         local,
@@ -188,11 +197,13 @@ def argmax_of_dtensor(
     """The index, replicated where ``dim`` was split."""
     name = "gumbel_argmax"
     logits = _whole_values(name, logits)
-    dim = dim % max(logits.dim(), 1)
+    _check_dim(name, dim)
+    _check_optional(name, mask, generator, rng_state, logits.device)
+    dim = _wrap(name, dim, max(logits.dim(), 1))
     part = _part_of(logits)
     if mask is not None:
         mask = _local_operand(f"{name}: mask", mask, logits, dim, reduced=False)
-    state = _state_of(logits, generator, rng_state)
+    state = _state_of(name, logits, generator, rng_state)
     index = _argmax_of_part(
         logits.to_local(), dim, mask, state, part, _classes_of(logits, dim, part)
     )

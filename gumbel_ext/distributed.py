@@ -107,6 +107,20 @@ def _place(
     return _Part(tuple(shape), tuple(offsets)), classes
 
 
+def _state_of_call(
+    function: str,
+    device: torch.device,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
+) -> Tensor:
+    """``[seed, offset]``, drawn also where the local part is empty: generators advance alike."""
+    if rng_state is None:
+        return draw_rng_state(generator, device=device)
+    if generator is not None:
+        raise ValueError(f"{function}: give either generator or rng_state, not both")
+    return rng_state
+
+
 def gumbel_softmax(
     logits: Tensor,
     tau: Number | Tensor = 1,
@@ -155,7 +169,7 @@ def gumbel_softmax(
     dim = _wrap(name, dim, logits.dim())
     part, classes = _place(name, logits.shape, shards, dim)
     number, tensor = _split_tau(tau)
-    state = draw_rng_state(generator, device=logits.device) if rng_state is None else rng_state
+    state = _state_of_call(name, logits.device, generator, rng_state)
     y, index = _softmax_of_part(
         logits, number, tensor, hard, dim, mask, return_index, state, part, classes
     )
@@ -208,7 +222,7 @@ def gumbel_argmax(
     _check_optional(name, mask, generator, rng_state, logits.device)
     dim = _wrap(name, dim, logits.dim())
     part, classes = _place(name, logits.shape, shards, dim)
-    state = draw_rng_state(generator, device=logits.device) if rng_state is None else rng_state
+    state = _state_of_call(name, logits.device, generator, rng_state)
     index = _argmax_of_part(logits, dim, mask, state, part, classes)
     return index.unsqueeze(dim) if keepdim else index
 
@@ -254,6 +268,6 @@ def gumbel_noise(
     part, _ = _place(name, size, shards, None)
     like = torch.empty(0, dtype=dtype, device=device)
     _check_optional(name, None, generator, rng_state, like.device)
-    state = draw_rng_state(generator, device=like.device) if rng_state is None else rng_state
+    state = _state_of_call(name, like.device, generator, rng_state)
     noise: Tensor = _ops.gumbel_noise(like, size, None, state, part.positions())
     return noise

@@ -352,6 +352,12 @@ def error_case(rank, world):
             distributed.gumbel_softmax(
                 logits, 1, hard, shards=Shard(1), mask=torch.ones(4, 8, dtype=torch.bool)
             )
+    both = {"generator": torch.Generator(), "rng_state": torch.tensor([1, 2])}
+    for function in (distributed.gumbel_softmax, distributed.gumbel_argmax):
+        with pytest.raises(ValueError, match="give either generator or rng_state, not both"):
+            function(logits, shards=Shard(0), **both)
+    with pytest.raises(ValueError, match="give either generator or rng_state, not both"):
+        distributed.gumbel_noise((3, 8), shards=Shard(0), **both)
     with pytest.raises(TypeError, match="logits must have dtype"):
         distributed.gumbel_softmax(logits.long(), shards=Shard(1))
     with pytest.raises(TypeError, match="logits must be a tensor, got list"):

@@ -127,6 +127,28 @@ def test_generators(ranks, hard):
     ranks.run(generator_case, hard)
 
 
+def error_case(rank, world):
+    logits = distribute_tensor(torch.randn(8, 30), mesh_of("1d"), [Shard(0)])
+    state = torch.tensor([1, 2])
+    for function in (gumbel_ext.gumbel_softmax, gumbel_ext.gumbel_argmax):
+        with pytest.raises(IndexError, match="dim must be between -2 and 1, got 2"):
+            function(logits, dim=2)
+        with pytest.raises(TypeError, match=r"dim must be an int, got 1\.5"):
+            function(logits, dim=1.5)
+        with pytest.raises(ValueError, match="give either generator or rng_state, not both"):
+            function(logits, generator=torch.Generator(), rng_state=state)
+        with pytest.raises(ValueError, match="mask must broadcast to logits of shape"):
+            function(logits, mask=torch.ones(2, 8, 30, dtype=torch.bool))
+    with pytest.raises(ValueError, match="tau must be positive and finite, got 0"):
+        gumbel_ext.gumbel_softmax(logits, 0)
+    with pytest.raises(ValueError, match="tau must broadcast"):
+        gumbel_ext.gumbel_softmax(logits, torch.ones(8, 30))
+
+
+def test_errors(ranks):
+    ranks.run(error_case)
+
+
 def partial_case(rank, world):
     """A sum that is still to be made is made first: noise is not added once a process."""
     mesh = mesh_of("1d")
