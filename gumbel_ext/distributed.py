@@ -1,4 +1,4 @@
-"""Samples of tensors that are split over processes: the numbers of one device, bit for bit.
+"""Samples of tensors that are split over processes: the samples of one device.
 
 The noise of an element is a function of its place in the whole tensor (``docs/noise.md``), so that
 a process which knows where its part lies draws the noise that the part has in the whole.  Processes
