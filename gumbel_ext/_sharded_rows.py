@@ -204,6 +204,10 @@ class _ShardedSoftmax(torch.autograd.Function):
             torch.mul(exponentials, factor.unsqueeze(dim), out=exponentials)
             y.copy_(exponentials)
             saved = y
+        if torch.compiler.is_compiling():
+            # torch 2.11 compiles all that this computes into outputs. A tensor that was filled in
+            # place is then two of them, and its gradient goes to the one that is not looked at.
+            y = y.clone()
         ctx.save_for_backward(saved, index, tau_tensor, mask if hard else None, rng_state, best)
         ctx.tau, ctx.hard, ctx.dim = tau, hard, dim
         ctx.positions, ctx.shard = positions, shard
