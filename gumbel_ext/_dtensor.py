@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from gumbel_ext._sharded_rows import ClassShard
@@ -117,14 +114,6 @@ def _state_of(
     return state
 
 
-def _to_dtensor(
-    local: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], shape: Sequence[int]
-) -> DTensor:
-    size = torch.Size(shape)
-    stride = torch.empty(size, device="meta").stride()
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=size, stride=stride)
-
-
 def _index_placements(logits: DTensor, dim: int) -> list[Placement]:
     out: list[Placement] = []
     for placement in logits.placements:
@@ -133,6 +122,27 @@ def _index_placements(logits: DTensor, dim: int) -> list[Placement]:
         else:
             out.append(Shard(placement.dim - (placement.dim > dim)))
     return out
+
+
+def _index_to_dtensor(local: Tensor, logits: DTensor, dim: int) -> DTensor:
+    size = torch.Size(n for d, n in enumerate(logits.shape) if d != dim)
+    stride = torch.empty(size, device="meta").stride()
+    placements = _index_placements(logits, dim)
+    return DTensor.from_local(
+        local, logits.device_mesh, placements, run_check=False, shape=size, stride=stride
+    )
+
+
+def _prepared(
+    name: str, logits: DTensor, dim: int, mask: Tensor | None
+) -> tuple[DTensor, int, Tensor | None, _Part, ClassShard | None]:
+    """Whole logits, dim from the front, the local mask, and the place of the part."""
+    logits = _whole_values(name, logits)
+    dim = _wrap(name, dim, max(logits.dim(), 1))
+    if mask is not None:
+        mask = _local_operand(f"{name}: mask", mask, logits, dim, reduced=False)
+    part = _part_of(logits)
+    return logits, dim, mask, part, _classes_of(logits, dim, part)
 
 
 def softmax_of_dtensor(
@@ -148,13 +158,9 @@ def softmax_of_dtensor(
 ) -> tuple[DTensor, DTensor | None]:
     """``y`` placed as ``logits`` are; the index, replicated where ``dim`` was split."""
     name = "gumbel_softmax"
-    logits = _whole_values(name, logits)
     _check_dim(name, dim)
     _check_optional(name, mask, generator, rng_state, logits.device)
-    dim = _wrap(name, dim, max(logits.dim(), 1))
-    part = _part_of(logits)
-    if mask is not None:
-        mask = _local_operand(f"{name}: mask", mask, logits, dim, reduced=False)
+    logits, dim, mask, part, classes = _prepared(name, logits, dim, mask)
     if tau_tensor is not None:
         tau_tensor = _local_operand(f"{name}: tau", tau_tensor, logits, dim, reduced=True)
     state = _state_of(name, logits, generator, rng_state)
@@ -169,7 +175,7 @@ def softmax_of_dtensor(
         return_index,
         state,
         part,
-        _classes_of(logits, dim, part),
+        classes,
     )
     mesh = logits.device_mesh
     out = DTensor.from_local(
@@ -182,8 +188,7 @@ def softmax_of_dtensor(
     )
     if not return_index:
         return out, None
-    shape = [n for d, n in enumerate(logits.shape) if d != dim]
-    return out, _to_dtensor(index, mesh, _index_placements(logits, dim), shape)
+    return out, _index_to_dtensor(index, logits, dim)
 
 
 def argmax_of_dtensor(
@@ -196,17 +201,10 @@ def argmax_of_dtensor(
 ) -> DTensor:
     """The index, replicated where ``dim`` was split."""
     name = "gumbel_argmax"
-    logits = _whole_values(name, logits)
     _check_dim(name, dim)
     _check_optional(name, mask, generator, rng_state, logits.device)
-    dim = _wrap(name, dim, max(logits.dim(), 1))
-    part = _part_of(logits)
-    if mask is not None:
-        mask = _local_operand(f"{name}: mask", mask, logits, dim, reduced=False)
+    logits, dim, mask, part, classes = _prepared(name, logits, dim, mask)
     state = _state_of(name, logits, generator, rng_state)
-    index = _argmax_of_part(
-        logits.to_local(), dim, mask, state, part, _classes_of(logits, dim, part)
-    )
-    shape = [n for d, n in enumerate(logits.shape) if d != dim]
-    out = _to_dtensor(index, logits.device_mesh, _index_placements(logits, dim), shape)
+    index = _argmax_of_part(logits.to_local(), dim, mask, state, part, classes)
+    out = _index_to_dtensor(index, logits, dim)
     return out.unsqueeze(dim) if keepdim and logits.dim() else out  # type: ignore[return-value]

@@ -11,12 +11,13 @@ Derivatives are no matter of this file: the kernels of the Autograd key run at e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from gumbel_ext._positions import row_major_strides
 
 _ops = torch.ops.gumbel_ext
 
@@ -114,7 +115,7 @@ class _Level:
     ) -> Positions | None:
         """Noise positions of the whole batch, from those of an example of this shape."""
         base: int | torch.SymInt = 0
-        strides: Positions = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+        strides: Positions = row_major_strides(shape)
         if given is not None:
             base, *strides = given
         elif different:

@@ -22,6 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gumbel_ext._reference import _accumulation_dtype
+
 __all__ = ["ClassShard", "sharded_argmax", "sharded_softmax"]
 
 _CHUNK = 1024
@@ -63,10 +65,6 @@ class ClassShard:
         return buffer[..., : buffer.shape[-1] - extra].cumsum(-1)[..., -1]
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _to_key(score: Tensor) -> Tensor:
     """Integers in the order of the numbers, NaN above all."""
     bits = (score.double() + 0.0).view(torch.int64)
@@ -104,7 +102,7 @@ def _local_best(
         return index, torch.full_like(index, _FORBIDDEN)
     index = _ops.gumbel_argmax(logits, dim, False, mask, None, rng_state, positions)
     chosen = index.clamp(min=0)
-    dtype = _compute_dtype(logits.dtype)
+    dtype = _accumulation_dtype(logits.dtype)
     like = logits.new_empty(0, dtype=dtype)
     noise = _ops.noise_at(like, _positions_of(chosen, positions, dim), rng_state)
     score = logits.gather(dim, chosen.unsqueeze(dim)).squeeze(dim).to(dtype) + noise
@@ -115,7 +113,7 @@ def _scores(
     logits: Tensor, mask: Tensor | None, rng_state: Tensor, positions: Sequence[int]
 ) -> Tensor:
     """``logits + noise`` as computed in the kernels, -inf where the mask forbids."""
-    like = logits.new_empty(0, dtype=_compute_dtype(logits.dtype))
+    like = logits.new_empty(0, dtype=_accumulation_dtype(logits.dtype))
     scores: Tensor = _ops.gumbel_noise(like, logits.shape, None, rng_state, positions)
     scores += logits
     return scores if mask is None else scores.masked_fill_(~mask, -torch.inf)
@@ -127,6 +125,33 @@ def _winner(shard: ClassShard, key: Tensor, best: Tensor, index: Tensor) -> Tens
     return torch.where(mine, index + shard.offset + 1, 0)
 
 
+def _index_alone(
+    shard: ClassShard,
+    logits: Tensor,
+    dim: int,
+    mask: Tensor | None,
+    rng_state: Tensor,
+    positions: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The global index, and the key of the row's best score, in two sums."""
+    local, key = _local_best(logits, dim, mask, rng_state, positions)
+    best = shard.all_reduce(key.clone(), dist.ReduceOp.MAX)
+    winner = _winner(shard, key, best, local)
+    # Each process has either a candidate or 0, and the lowest class wins a tie.
+    index = shard.all_reduce(torch.where(winner > 0, winner, _NAN), dist.ReduceOp.MIN)
+    return torch.where(best == _FORBIDDEN, 0, index) - 1, best
+
+
+def _own_place(shard: ClassShard, index: Tensor, classes: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Local class of a global index, ``dim`` kept, and whether this process has it.
+
+    Of other processes' indices it is some class that exists here; ``classes`` is not 0.
+    """
+    here = index - shard.offset
+    inside = (here >= 0) & (here < classes)
+    return here.clamp(0, classes - 1).unsqueeze(dim), inside
+
+
 def _exponentials(
     scores: Tensor, best: Tensor, tau: float, tau_tensor: Tensor | None, dim: int
 ) -> tuple[Tensor, Tensor]:
@@ -136,10 +161,15 @@ def _exponentials(
     return exponentials, sums
 
 
+def _is_nan_row(best: Tensor) -> Tensor:
+    """Rows with a NaN, and those whose allowed logits are all -inf."""
+    lowest = _to_key(torch.full((), -torch.inf, dtype=torch.float64, device=best.device))
+    return (best == _NAN) | (best == lowest)
+
+
 def _factor(total: Tensor, best: Tensor, dtype: torch.dtype) -> Tensor:
     """What the exponentials are multiplied by: NaN in a NaN row, 0 in a forbidden one."""
-    nan = (best == _NAN) | (best == _to_key(total.new_tensor(-torch.inf)))
-    factor = torch.where(nan, torch.nan, 1 / total)
+    factor = torch.where(_is_nan_row(best), torch.nan, 1 / total)
     return torch.where(best == _FORBIDDEN, 0.0, factor).to(dtype)
 
 
@@ -168,28 +198,18 @@ class _ShardedSoftmax(torch.autograd.Function):
         _ops.gumbel_softmax(
             logits.narrow(dim, 0, 0), tau, tau_tensor, hard, dim, None, False, None, rng_state
         )
-        local, key = _local_best(logits, dim, mask, rng_state, positions)
-        if mask is not None:
-            mask = mask.expand(logits.shape)
-        best = shard.all_reduce(key.clone(), dist.ReduceOp.MAX)
-        winner = _winner(shard, key, best, local)
         if hard:
-            # Each process has either a candidate or 0, and the lowest class wins a tie.
-            candidate = torch.where(winner > 0, winner, _NAN)
-            index = shard.all_reduce(candidate, dist.ReduceOp.MIN)
-            index = torch.where(best == _FORBIDDEN, 0, index) - 1
+            index, best = _index_alone(shard, logits, dim, mask, rng_state, positions)
             y = torch.zeros_like(logits)
-            here = index - shard.offset
-            inside = (here >= 0) & (here < logits.shape[dim])
             if logits.shape[dim] > 0:
-                at = here.clamp(0, logits.shape[dim] - 1).unsqueeze(dim)
+                at, inside = _own_place(shard, index, logits.shape[dim], dim)
                 y.scatter_(dim, at, inside.unsqueeze(dim).to(y.dtype))
-            not_a_number = _factor(
-                torch.ones_like(best, dtype=torch.float64), best, y.dtype
-            ).isnan()
-            y.masked_fill_(not_a_number.unsqueeze(dim), torch.nan)
+            y.masked_fill_(_is_nan_row(best).unsqueeze(dim), torch.nan)
             saved = logits
         else:
+            local, key = _local_best(logits, dim, mask, rng_state, positions)
+            best = shard.all_reduce(key.clone(), dist.ReduceOp.MAX)
+            winner = _winner(shard, key, best, local)
             scores = _scores(logits, mask, rng_state, positions)
             exponentials, sums = _exponentials(scores, best, tau, tau_tensor, dim)
             del scores
@@ -219,11 +239,9 @@ class _ShardedSoftmax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         saved, index, tau_tensor, mask, rng_state, best = ctx.saved_tensors
         tau, dim, shard = ctx.tau, ctx.dim, ctx.shard
-        dtype = _compute_dtype(saved.dtype)
-        here = index - shard.offset
-        inside = (here >= 0) & (here < saved.shape[dim])
+        dtype = _accumulation_dtype(saved.dtype)
         if saved.shape[dim] > 0:
-            at = here.clamp(0, saved.shape[dim] - 1).unsqueeze(dim)
+            at, inside = _own_place(shard, index, saved.shape[dim], dim)
             shift = torch.where(inside, grad.gather(dim, at).squeeze(dim).double(), 0.0)
         else:
             shift = torch.zeros_like(index, dtype=torch.float64)
@@ -289,8 +307,4 @@ def sharded_argmax(
     shard: ClassShard,
 ) -> Tensor:
     """The global index."""
-    local, key = _local_best(logits.detach(), dim, mask, rng_state, positions)
-    best = shard.all_reduce(key.clone(), dist.ReduceOp.MAX)
-    winner = _winner(shard, key, best, local)
-    index = shard.all_reduce(torch.where(winner > 0, winner, _NAN), dist.ReduceOp.MIN)
-    return torch.where(best == _FORBIDDEN, 0, index) - 1
+    return _index_alone(shard, logits.detach(), dim, mask, rng_state, positions)[0]

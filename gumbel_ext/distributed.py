@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gumbel_ext._positions import row_major_strides
 from gumbel_ext._sharded_rows import ClassShard, sharded_argmax, sharded_softmax
 from gumbel_ext.functional import (
     _check_dim,
@@ -63,9 +64,7 @@ class _Part:
     offsets: tuple[int, ...]
 
     def positions(self) -> list[int]:
-        strides = [1] * len(self.shape)
-        for d in reversed(range(len(self.shape) - 1)):
-            strides[d] = strides[d + 1] * self.shape[d + 1]
+        strides = row_major_strides(self.shape)
         base = sum(o * stride for o, stride in zip(self.offsets, strides, strict=True))
         return [base, *strides]
 

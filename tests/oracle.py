@@ -5,6 +5,7 @@ import itertools
 import math
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gumbel_ext import _reference
 
@@ -232,3 +233,19 @@ def expanded(x):
         for dims in itertools.combinations(range(x.dim()), count):
             slices = tuple(slice(0, 1) if d in dims else slice(None) for d in range(x.dim()))
             yield f"expanded_{dims}", x[slices].expand(x.shape)
+
+
+# ---- what runs ----------------------------------------------------------------------------------
+
+
+class DispatchLog(TorchDispatchMode):
+    """The ops of this package that run, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "gumbel_ext":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))

@@ -9,9 +9,9 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import DispatchLog
 from scipy import stats
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gumbel_ext
 
@@ -20,19 +20,6 @@ transformers = pytest.importorskip("transformers")
 vq = pytest.importorskip("vector_quantize_pytorch.vector_quantize_pytorch")
 
 ALPHA = 1e-4
-
-
-class CountedOps(TorchDispatchMode):
-    """The ops of this package that run, by name."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "gumbel_ext":
-            self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
 
 
 HARD_STEP = ["gumbel_softmax", "gumbel_softmax_hard_backward"]
@@ -130,7 +117,7 @@ compiled_client = pytest.mark.feature(
 def test_wav2vec2_step(wav2vec2, patch):
     """One straight-through sample forward and backward; the loss and all gradients are finite."""
     model, batch = wav2vec2
-    with CountedOps() as counted:
+    with DispatchLog() as counted:
         loss, perplexity, gradients = step(model, model, batch)
     assert counted.names == HARD_STEP
     assert loss.isfinite()
@@ -146,7 +133,7 @@ def test_wav2vec2_evaluation_is_untouched(wav2vec2):
     model, batch = wav2vec2
     model.eval()
     expected = model(**batch)
-    with gumbel_ext.patch_torch(), CountedOps() as counted:
+    with gumbel_ext.patch_torch(), DispatchLog() as counted:
         actual = model(**batch)
     assert counted.names == []
     assert torch.equal(actual.loss, expected.loss)
@@ -194,7 +181,7 @@ def test_wav2vec2_codes_follow_the_probabilities(wav2vec2, which, request):
 def test_wav2vec2_under_autocast(wav2vec2, patch, device):
     """The quantiser casts to float32 and back; the codes come out in the dtype of autocast."""
     model, batch = wav2vec2
-    with torch.autocast(device, torch.bfloat16), CountedOps() as counted:
+    with torch.autocast(device, torch.bfloat16), DispatchLog() as counted:
         loss, _, gradients = step(model, model, batch)
     assert counted.names == HARD_STEP
     assert loss.isfinite()
@@ -256,7 +243,7 @@ def test_quantizers_of_speech_models(device, patch, name):
     quantizer = getattr(modeling, QUANTIZERS[name])(config).to(device).train()
     with torch.no_grad():
         quantizer.codevectors.normal_()
-    with CountedOps() as counted:
+    with DispatchLog() as counted:
         vectors, perplexity = quantizer(torch.randn(2, 30, 16, device=device))
         (vectors * torch.randn_like(vectors)).sum().backward()
     assert counted.names == HARD_STEP
@@ -295,7 +282,7 @@ def test_ovis2_visual_tokenizer(device):
         (y * weight).sum().backward()
         return y.detach(), model.head_linear.weight.grad
 
-    with CountedOps() as counted:
+    with DispatchLog() as counted:
         expected = sample(model)
     assert counted.names == HARD_STEP
     assert torch.equal(expected[0].sum(-1), torch.ones(2, 16, device=device))
@@ -362,7 +349,7 @@ def test_vector_quantizer_codes_follow_the_probabilities(device, vector_quantize
     x = torch.randn(1, 1, 8, device=device)
     codebook = F.normalize(layer.codebook.detach(), dim=-1)
     p = ((F.normalize(x, dim=-1) @ codebook.mT).flatten() / 0.3).softmax(-1).cpu().double()
-    with CountedOps() as counted:
+    with DispatchLog() as counted:
         _, codes, _ = layer(x.expand(4, 1000, 8), freeze_codebook=True)
     assert counted.names == [vector_quantizer.op]
     counts = torch.bincount(codes.flatten().cpu(), minlength=16).double()
@@ -383,7 +370,7 @@ def test_vector_quantizer_draws_the_codes_of_gumbel_argmax(device, vector_quanti
     # Similarities are computed in another order here: near-ties may fall the other way.
     assert (codes == expected).double().mean() > 0.98
     layer.eval()
-    with CountedOps() as counted:
+    with DispatchLog() as counted:
         codes = layer(x)[1]
     assert counted.names == []
     assert torch.equal(codes, logits.argmax(-1).view(4, 20))

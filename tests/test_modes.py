@@ -8,12 +8,11 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import DTYPES, SIXTEEN_BIT, rng_state
+from oracle import DTYPES, SIXTEEN_BIT, DispatchLog, rng_state
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.masked import masked_tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import gumbel_ext
@@ -409,17 +408,6 @@ def test_function_mode_sees_one_call(device, state, hard):
     with FunctionLog() as log:
         gumbel_ext.gumbel_noise(3, device=device)
     assert log.calls[-1] is torch.ops.gumbel_ext.gumbel_noise.default
-
-
-class DispatchLog(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "gumbel_ext":
-            self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
 
 
 @works("TorchDispatchMode", ALL)
