@@ -125,7 +125,7 @@ def _index_placements(logits: DTensor, dim: int) -> list[Placement]:
 
 
 def _index_to_dtensor(local: Tensor, logits: DTensor, dim: int) -> DTensor:
-    size = torch.Size(n for d, n in enumerate(logits.shape) if d != dim)
+    size = torch.Size([n for d, n in enumerate(logits.shape) if d != dim])
     stride = torch.empty(size, device="meta").stride()
     placements = _index_placements(logits, dim)
     return DTensor.from_local(

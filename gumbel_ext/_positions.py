@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,4 +10,7 @@ __all__ = ["row_major_strides"]
 
 def row_major_strides(shape: Sequence[Any]) -> list[Any]:
     """The strides of a contiguous tensor, ints or SymInts as ``shape`` is."""
-    return [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+    strides: list[Any] = [1] * len(shape)
+    for d in reversed(range(len(shape) - 1)):
+        strides[d] = strides[d + 1] * shape[d + 1]
+    return strides
