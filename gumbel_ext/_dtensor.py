@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
+from gumbel_ext._arguments import check_dim, check_optional
 from gumbel_ext._sharded_rows import ClassShard
 from gumbel_ext.distributed import (
     _argmax_of_part,
@@ -15,7 +16,6 @@ from gumbel_ext.distributed import (
     _state_of_call,
     _wrap,
 )
-from gumbel_ext.functional import _check_dim, _check_optional
 
 __all__ = ["argmax_of_dtensor", "softmax_of_dtensor"]
 
@@ -158,8 +158,8 @@ def softmax_of_dtensor(
 ) -> tuple[DTensor, DTensor | None]:
     """``y`` placed as ``logits`` are; the index, replicated where ``dim`` was split."""
     name = "gumbel_softmax"
-    _check_dim(name, dim)
-    _check_optional(name, mask, generator, rng_state, logits.device)
+    check_dim(name, dim)
+    check_optional(name, mask, generator, rng_state, logits.device)
     logits, dim, mask, part, classes = _prepared(name, logits, dim, mask)
     if tau_tensor is not None:
         tau_tensor = _local_operand(f"{name}: tau", tau_tensor, logits, dim, reduced=True)
@@ -201,8 +201,8 @@ def argmax_of_dtensor(
 ) -> DTensor:
     """The index, replicated where ``dim`` was split."""
     name = "gumbel_argmax"
-    _check_dim(name, dim)
-    _check_optional(name, mask, generator, rng_state, logits.device)
+    check_dim(name, dim)
+    check_optional(name, mask, generator, rng_state, logits.device)
     logits, dim, mask, part, classes = _prepared(name, logits, dim, mask)
     state = _state_of(name, logits, generator, rng_state)
     index = _argmax_of_part(logits.to_local(), dim, mask, state, part, classes)

@@ -21,15 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gumbel_ext._arguments import check_dim, check_optional, check_tensor, split_tau
 from gumbel_ext._positions import row_major_strides
 from gumbel_ext._sharded_rows import ClassShard, sharded_argmax, sharded_softmax
-from gumbel_ext.functional import (
-    _check_dim,
-    _check_optional,
-    _check_tensor,
-    _split_tau,
-    draw_rng_state,
-)
+from gumbel_ext.functional import draw_rng_state
 
 __all__ = ["Shard", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
@@ -162,12 +157,12 @@ def gumbel_softmax(
             not fit the local shape.
     """
     name = "distributed.gumbel_softmax"
-    _check_tensor(name, "logits", logits)
-    _check_dim(name, dim)
-    _check_optional(name, mask, generator, rng_state, logits.device)
+    check_tensor(name, "logits", logits)
+    check_dim(name, dim)
+    check_optional(name, mask, generator, rng_state, logits.device)
     dim = _wrap(name, dim, logits.dim())
     part, classes = _place(name, logits.shape, shards, dim)
-    number, tensor = _split_tau(tau)
+    number, tensor = split_tau(name, tau)
     state = _state_of_call(name, logits.device, generator, rng_state)
     y, index = _softmax_of_part(
         logits, number, tensor, hard, dim, mask, return_index, state, part, classes
@@ -216,9 +211,9 @@ def gumbel_argmax(
         all processes that share a row.
     """
     name = "distributed.gumbel_argmax"
-    _check_tensor(name, "logits", logits)
-    _check_dim(name, dim)
-    _check_optional(name, mask, generator, rng_state, logits.device)
+    check_tensor(name, "logits", logits)
+    check_dim(name, dim)
+    check_optional(name, mask, generator, rng_state, logits.device)
     dim = _wrap(name, dim, logits.dim())
     part, classes = _place(name, logits.shape, shards, dim)
     state = _state_of_call(name, logits.device, generator, rng_state)
@@ -266,7 +261,7 @@ def gumbel_noise(
     name = "distributed.gumbel_noise"
     part, _ = _place(name, size, shards, None)
     like = torch.empty(0, dtype=dtype, device=device)
-    _check_optional(name, None, generator, rng_state, like.device)
+    check_optional(name, None, generator, rng_state, like.device)
     state = _state_of_call(name, like.device, generator, rng_state)
     noise: Tensor = _ops.gumbel_noise(like, size, None, state, part.positions())
     return noise

@@ -9,22 +9,24 @@ Sources: E. Jang, S. Gu, B. Poole, "Categorical reparameterization with Gumbel-s
 
 from __future__ import annotations
 
-import numbers
-import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, overload
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
-from gumbel_ext._checkpoint import check_not_recomputed
+from gumbel_ext._arguments import (
+    check_dim,
+    check_optional,
+    check_tensor,
+    is_dtensor,
+    split_tau,
+    state_beside,
+)
 from gumbel_ext._random_ops import keep_equal_calls_apart
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 __all__ = ["draw_rng_state", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
@@ -170,20 +172,27 @@ def gumbel_softmax(
             rng_state=rng_state,
         )
         return overridden
-    if type(logits) is not Tensor and _is_dtensor(logits):
+    if type(logits) is not Tensor and is_dtensor(logits):
         from gumbel_ext._dtensor import softmax_of_dtensor
 
         shared, shared_index = softmax_of_dtensor(
-            logits, *_split_tau(tau), hard, dim, mask, return_index, generator, rng_state
+            logits,
+            *split_tau("gumbel_softmax", tau),
+            hard,
+            dim,
+            mask,
+            return_index,
+            generator,
+            rng_state,
         )
         return shared if shared_index is None else (shared, shared_index)
-    _check_tensor("gumbel_softmax", "logits", logits)
-    _check_dim("gumbel_softmax", dim)
-    _check_optional("gumbel_softmax", mask, generator, rng_state, logits.device)
+    check_tensor("gumbel_softmax", "logits", logits)
+    check_dim("gumbel_softmax", dim)
+    check_optional("gumbel_softmax", mask, generator, rng_state, logits.device)
     if eps != 1e-10:
         warnings.warn("`eps` is accepted for compatibility and has no effect.", stacklevel=2)
-    rng_state = _state_beside(rng_state, logits.device)
-    tau_number, tau_tensor = _split_tau(tau)
+    rng_state = state_beside(rng_state, logits.device)
+    tau_number, tau_tensor = split_tau("gumbel_softmax", tau)
     y, index, _ = _gumbel_softmax(
         logits, tau_number, tau_tensor, hard, dim, mask, return_index, generator, rng_state
     )
@@ -234,14 +243,14 @@ def gumbel_argmax(
             rng_state=rng_state,
         )
         return overridden
-    if type(logits) is not Tensor and _is_dtensor(logits):
+    if type(logits) is not Tensor and is_dtensor(logits):
         from gumbel_ext._dtensor import argmax_of_dtensor
 
         return argmax_of_dtensor(logits, dim, keepdim, mask, generator, rng_state)
-    _check_tensor("gumbel_argmax", "logits", logits)
-    _check_dim("gumbel_argmax", dim)
-    _check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
-    rng_state = _state_beside(rng_state, logits.device)
+    check_tensor("gumbel_argmax", "logits", logits)
+    check_dim("gumbel_argmax", dim)
+    check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
+    rng_state = state_beside(rng_state, logits.device)
     index: Tensor = _gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state)
     return index
 
@@ -291,8 +300,8 @@ def gumbel_noise(
         if extent < 0:
             raise ValueError(f"gumbel_noise: size must not be negative, got {size}")
     like = _empty(dtype, device)
-    _check_optional("gumbel_noise", None, generator, rng_state, like.device)
-    rng_state = _state_beside(rng_state, like.device)
+    check_optional("gumbel_noise", None, generator, rng_state, like.device)
+    rng_state = state_beside(rng_state, like.device)
     noise: Tensor = _gumbel_noise(like, shape, generator, rng_state)
     return noise
 
@@ -323,7 +332,7 @@ def draw_rng_state(
     if device is None and isinstance(generator, torch.Generator):
         device = generator.device
     like = _empty(torch.float32, device).sum(0, keepdim=True)
-    _check_optional("draw_rng_state", None, generator, None, like.device)
+    check_optional("draw_rng_state", None, generator, None, like.device)
     state: Tensor = _gumbel_softmax(like, 1.0, None, False, 0, None, False, generator, None)[2]
     return state
 
@@ -341,80 +350,3 @@ def _empty(dtype: torch.dtype | None, device: torch.device | str | int | None) -
 
 def _is_torchscript_tracing() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-
-
-def _split_tau(tau: Any) -> tuple[float, Tensor | None]:
-    """Splits a temperature into the op's number and tensor; one of them is not used."""
-    if isinstance(tau, Tensor):
-        # A buffer made of an int is as good as the int; bool and complex numbers the op refuses.
-        whole = not (tau.is_floating_point() or tau.is_complex() or tau.dtype == torch.bool)
-        return 1.0, tau.double() if whole else tau
-    if isinstance(tau, bool) or not isinstance(tau, (int, float, torch.SymFloat, torch.SymInt)):
-        if isinstance(tau, bool) or not isinstance(tau, numbers.Real):
-            raise TypeError(
-                f"gumbel_softmax: tau must be a number or a tensor, got {tau!r} of type "
-                f"{type(tau).__name__}"
-            )
-        tau = float(tau)  # a float32 of NumPy, for one
-    if torch.compiler.is_compiling():
-        # As an argument of the op, or of torch.full, a number would become a constant of the graph,
-        # and an annealed one would compile it anew at every step. A product keeps it an input.
-        # On the CPU whatever the default device: there it goes with logits of every device.
-        return 1.0, torch.ones((), dtype=torch.float64, device="cpu") * tau
-    return float(tau), None
-
-
-def _state_beside(rng_state: Tensor | None, device: torch.device) -> Tensor | None:
-    """The ops read a state on the CPU for logits elsewhere; fake tensors do not allow that."""
-    if rng_state is None or not torch.compiler.is_compiling() or rng_state.device == device:
-        return rng_state
-    return rng_state.to(device)
-
-
-def _is_dtensor(tensor: object) -> TypeGuard[DTensor]:
-    """Without importing what takes half a second: where there is a DTensor it is imported."""
-    if isinstance(tensor, torch.nn.Parameter) and type(tensor) is torch.nn.Parameter:
-        return False
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
-
-
-def _check_tensor(function: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
-
-
-def _check_dim(function: str, dim: object) -> None:
-    if not isinstance(dim, (int, torch.SymInt)):
-        raise TypeError(f"{function}: dim must be an int, got {dim!r}")
-
-
-def _check_optional(
-    function: str,
-    mask: Tensor | None,
-    generator: torch.Generator | None,
-    rng_state: Tensor | None,
-    device: torch.device,
-) -> None:
-    """Checks what the op's schema would reject in words that do not name the argument."""
-    if mask is not None:
-        _check_tensor(function, "mask", mask)
-    if rng_state is not None:
-        _check_tensor(function, "rng_state", rng_state)
-    if generator is None:
-        return
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"{function}: generator must be a torch.Generator, got {type(generator).__name__}"
-        )
-    if generator.device.type != device.type:
-        raise ValueError(
-            f"{function}: generator must be on the device of the result ({device}), got one on "
-            f"{generator.device}"
-        )
-    if torch.compiler.is_exporting():
-        # The exporter would make the generator of the example inputs a constant of the program.
-        raise RuntimeError(
-            f"{function}: generator cannot be an input of an exported program; pass rng_state"
-        )
-    check_not_recomputed(function, generator)

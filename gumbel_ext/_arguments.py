@@ -1,0 +1,92 @@
+"""What the public functions check and turn their arguments into, before an op sees them."""
+
+from __future__ import annotations
+
+import numbers
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from gumbel_ext._checkpoint import check_not_recomputed
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def split_tau(function: str, tau: Any) -> tuple[float, Tensor | None]:
+    """Splits a temperature into the op's number and tensor; one of them is not used."""
+    if isinstance(tau, Tensor):
+        # A buffer made of an int is as good as the int; bool and complex numbers the op refuses.
+        whole = not (tau.is_floating_point() or tau.is_complex() or tau.dtype == torch.bool)
+        return 1.0, tau.double() if whole else tau
+    if isinstance(tau, bool) or not isinstance(tau, (int, float, torch.SymFloat, torch.SymInt)):
+        if isinstance(tau, bool) or not isinstance(tau, numbers.Real):
+            raise TypeError(
+                f"{function}: tau must be a number or a tensor, got {tau!r} of type "
+                f"{type(tau).__name__}"
+            )
+        tau = float(tau)  # a float32 of NumPy, for one
+    if torch.compiler.is_compiling():
+        # As an argument of the op, or of torch.full, a number would become a constant of the graph,
+        # and an annealed one would compile it anew at every step. A product keeps it an input.
+        # On the CPU whatever the default device: there it goes with logits of every device.
+        return 1.0, torch.ones((), dtype=torch.float64, device="cpu") * tau
+    return float(tau), None
+
+
+def state_beside(rng_state: Tensor | None, device: torch.device) -> Tensor | None:
+    """The ops read a state on the CPU for logits elsewhere; fake tensors do not allow that."""
+    if rng_state is None or not torch.compiler.is_compiling() or rng_state.device == device:
+        return rng_state
+    return rng_state.to(device)
+
+
+def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
+    """Without importing what takes half a second: where there is a DTensor it is imported."""
+    if isinstance(tensor, torch.nn.Parameter) and type(tensor) is torch.nn.Parameter:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def check_tensor(function: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def check_dim(function: str, dim: object) -> None:
+    if not isinstance(dim, (int, torch.SymInt)):
+        raise TypeError(f"{function}: dim must be an int, got {dim!r}")
+
+
+def check_optional(
+    function: str,
+    mask: Tensor | None,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
+    device: torch.device,
+) -> None:
+    """Checks what the op's schema would reject in words that do not name the argument."""
+    if mask is not None:
+        check_tensor(function, "mask", mask)
+    if rng_state is not None:
+        check_tensor(function, "rng_state", rng_state)
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"{function}: generator must be a torch.Generator, got {type(generator).__name__}"
+        )
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"{function}: generator must be on the device of the result ({device}), got one on "
+            f"{generator.device}"
+        )
+    if torch.compiler.is_exporting():
+        # The exporter would make the generator of the example inputs a constant of the program.
+        raise RuntimeError(
+            f"{function}: generator cannot be an input of an exported program; pass rng_state"
+        )
+    check_not_recomputed(function, generator)
