@@ -55,6 +55,7 @@ bench: build
 	$(RUN) benchmarks/bench_cpu.py $(BENCH_ARGS)
 	$(RUN) benchmarks/bench_family.py $(BENCH_ARGS)
 	$(RUN) benchmarks/plot.py
+	$(RUN) benchmarks/family_tables.py
 
 lint: build
 	$(RUN) -m ruff check .
