@@ -53,7 +53,7 @@ test-torch:
 
 bench: build
 	$(RUN) benchmarks/bench_cpu.py $(BENCH_ARGS)
-	$(RUN) benchmarks/bench_family.py $(BENCH_ARGS)
+	$(RUN) benchmarks/bench_family.py $(filter --quick,$(BENCH_ARGS))
 	$(RUN) benchmarks/plot.py
 	$(RUN) benchmarks/family_tables.py
 
