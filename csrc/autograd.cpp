@@ -1,42 +1,22 @@
 // Derivatives. The Autograd kernels run once for each level of differentiation: that of
 // torch.autograd, and that of each functorch transform around it. Like PyTorch's own they record a
 // node, or set a forward-mode tangent, and call the same operator for the levels below.
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include <limits>
 
-#include "arguments.h"
+#include "autograd_levels.h"
 #include "gumbel_ext.h"
 
 namespace gumbel_ext {
 namespace {
 
 using torch::autograd::AutogradContext;
-using torch::autograd::isFwGradDefined;
 using torch::autograd::variable_list;
 
-// ---- levels of differentiation ------------------------------------------------------------------
-
-bool requires_grad(const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); }
-
-template <class... Tensors>
-bool records(const Tensors&... tensors) {
-  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
-}
-
-template <class... Tensors>
-bool has_tangent(const Tensors&... tensors) {
-  return (isFwGradDefined(OptionalTensor(tensors)) || ...);
-}
-
-// Whether the level being differentiated is that of a functorch transform.
-bool under_transform() {
-  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
-}
+// ---- nodes --------------------------------------------------------------------------------------
 
 // torch::autograd::Function refuses to run under a transform and has no forward mode, so there a
 // node of this kind is recorded by hand. PyTorch keeps nodes in one kind of pointer or, in later
@@ -62,16 +42,6 @@ Pointer pointer_to(Node* node) {
 }
 
 // ---- formulas, differentiable in all their arguments --------------------------------------------
-
-OptionalTensor optional(const at::Tensor& t) {
-  return t.defined() ? OptionalTensor(t) : std::nullopt;
-}
-
-at::Tensor temperature(double tau, const OptionalTensor& tau_tensor, const at::Tensor& y) {
-  const auto options = y.options().dtype(compute_dtype(y.scalar_type()));
-  return tau_tensor ? tau_tensor->to(options.device(), options.dtype().toScalarType())
-                    : at::full({}, tau, options);
-}
 
 at::Tensor shifted(const at::Tensor& v, const at::Tensor& index, int64_t dim) {
   if (v.dim() == 0 || v.sym_size(dim) == 0) return v;
@@ -121,10 +91,6 @@ at::Tensor differentiable_tangent(const at::Tensor& logits_tangent, const at::Te
     v = v.defined() ? v - term : -term;
   }
   return (jacobian_product(v, p, index, dim) / t).to(y.scalar_type());
-}
-
-at::Tensor reduced_to(const at::Tensor& grad_tau, const at::Tensor& tau) {
-  return at::sum_to(grad_tau, tau.sym_sizes()).to(tau.device(), tau.scalar_type());
 }
 
 // ---- forward ------------------------------------------------------------------------------------

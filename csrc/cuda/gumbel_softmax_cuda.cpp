@@ -1,5 +1,4 @@
 // The CUDA implementations of the ops: tensors in, launches out.
-#include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -9,25 +8,11 @@
 #include <cmath>
 #include <limits>
 
-#include "../arguments.h"
-#include "params.h"
+#include "tensors.h"
 
 namespace gumbel_ext {
 namespace cuda {
 namespace {
-
-ElementType element_type(at::ScalarType type) {
-  switch (type) {
-    case at::kDouble:
-      return ElementType::kFloat64;
-    case at::kFloat:
-      return ElementType::kFloat32;
-    case at::kBFloat16:
-      return ElementType::kBFloat16;
-    default:
-      return ElementType::kFloat16;
-  }
-}
 
 const char* launch(Op op, ElementType type, const Params& params, const Plan& plan, void* stream) {
   switch (type) {
@@ -62,45 +47,6 @@ Device current_device() {
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
   return Device{multiprocessors, major >= 9};
-}
-
-// A call reserves two Philox blocks, eight words, of the generator.
-constexpr std::uint64_t kWordsPerCall = 8;
-
-RandomSource random_source(const std::optional<at::Generator>& generator,
-                           const OptionalTensor& rng_state, at::Tensor& on_device) {
-  RandomSource source{};
-  if (rng_state) {
-    if (rng_state->is_cpu()) {
-      const at::Tensor values = rng_state->contiguous();
-      source.seed = static_cast<std::uint64_t>(values.const_data_ptr<int64_t>()[0]);
-      source.offset = static_cast<std::uint64_t>(values.const_data_ptr<int64_t>()[1]);
-      return source;
-    }
-    on_device = rng_state->contiguous();
-    source.in_memory = true;
-    source.seed_address = on_device.const_data_ptr<int64_t>();
-    source.offset_address = source.seed_address + 1;
-    return source;
-  }
-  auto* impl = at::get_generator_or_default<at::CUDAGeneratorImpl>(
-      generator, at::cuda::detail::getDefaultCUDAGenerator());
-  at::PhiloxCudaState state;
-  {
-    std::lock_guard<std::mutex> lock(impl->mutex_);
-    state = impl->philox_cuda_state(kWordsPerCall);
-  }
-  source.offset_in_words = true;
-  source.in_memory = state.captured_;
-  if (state.captured_) {
-    source.seed_address = state.seed_.ptr;
-    source.offset_address = state.offset_.ptr;
-    source.offset_more = state.offset_intragraph_;
-  } else {
-    source.seed = state.seed_.val;
-    source.offset = state.offset_.val;
-  }
-  return source;
 }
 
 // Strides of the logical [outer, classes, inner] that a tensor is seen as.
@@ -185,10 +131,6 @@ at::Tensor as_empty_like(const at::Tensor& result, const at::Tensor& logits) {
   return out.copy_(result);
 }
 
-void check_launch(const char* op, const char* error) {
-  TORCH_CHECK(error == nullptr, op, ": CUDA launch failed: ", error);
-}
-
 class Call {
  public:
   Call(const char* op, const at::Tensor& like, int64_t dim, at::OptionalSymIntArrayRef positions)
@@ -226,8 +168,8 @@ class Call {
     const bool known = tau_tensor && tau_tensor->is_cpu() && tau_tensor->numel() == 1;
     if (known) tau = tau_tensor->item<double>();
     if (!tau_tensor || known) {
-      p.exponent_scale = clamp(1.4426950408889634074 / tau, is_double);
-      p.inverse_tau = clamp(1.0 / tau, is_double);
+      p.exponent_scale = clamped_factor(1.4426950408889634074 / tau, is_double);
+      p.inverse_tau = clamped_factor(1.0 / tau, is_double);
       p.exponent_scale_float32 = static_cast<float>(p.exponent_scale);
       p.inverse_tau_float32 = static_cast<float>(p.inverse_tau);
       return;
@@ -301,14 +243,6 @@ class Call {
       p.partials = kept_.back().mutable_data_ptr();
     }
     return launch(op, type_, p, plan, c10::cuda::getCurrentCUDAStream().stream());
-  }
-
-  static double clamp(double value, bool is_double) {
-    const double low =
-        is_double ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
-    const double high =
-        is_double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
-    return std::min(std::max(value, low), high);
   }
 
   const char* op_;
