@@ -38,8 +38,10 @@ int64_t wrapped_dim(const char* op, const at::Tensor& logits, int64_t dim) {
   return dim < 0 ? dim + dims : dim;
 }
 
-void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor,
-               const at::Tensor& logits, int64_t dim) {
+namespace {
+
+void check_tau_of(const char* op, double tau, const OptionalTensor& tau_tensor,
+                  const at::Tensor& logits, c10::SymIntArrayRef shape, const char* shape_name) {
   if (!tau_tensor) {
     TORCH_CHECK_VALUE(std::isfinite(tau) && tau > 0, op, ": tau must be positive and finite, got ",
                       tau);
@@ -54,10 +56,15 @@ void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor,
   TORCH_CHECK_VALUE(t.device() == logits.device() || (t.device().is_cpu() && t.dim() == 0), op,
                     ": tau must be on the device of logits (", logits.device(), "), got ",
                     t.device());
-  const c10::SymDimVector reduced = shape_reduced(logits, dim);
-  TORCH_CHECK_VALUE(broadcasts_to(t.sym_sizes(), reduced), op, ": tau must broadcast to ",
-                    c10::SymIntArrayRef(reduced),
-                    ", the shape of logits with dim reduced to 1, got shape ", t.sym_sizes());
+  TORCH_CHECK_VALUE(broadcasts_to(t.sym_sizes(), shape), op, ": tau must broadcast to ", shape,
+                    ", the shape of logits", shape_name, ", got shape ", t.sym_sizes());
+}
+
+}  // namespace
+
+void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor,
+               const at::Tensor& logits, int64_t dim) {
+  check_tau_of(op, tau, tau_tensor, logits, shape_reduced(logits, dim), " with dim reduced to 1");
 }
 
 void check_tau_values(const char* op, const at::Tensor& tau) {
@@ -149,6 +156,15 @@ int64_t check_forward(const char* op, const at::Tensor& logits, double tau,
   return dim;
 }
 
+void check_binary(const char* op, const at::Tensor& logits, double tau,
+                  const OptionalTensor& tau_tensor, const std::optional<at::Generator>& generator,
+                  const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
+  check_logits(op, logits);
+  check_tau_of(op, tau, tau_tensor, logits, logits.sym_sizes(), "");
+  check_randomness(op, logits, generator, rng_state);
+  check_positions(op, positions, logits.dim());
+}
+
 void check_noise(const char* op, const at::Tensor& like, c10::SymIntArrayRef size,
                  const std::optional<at::Generator>& generator, const OptionalTensor& rng_state,
                  at::OptionalSymIntArrayRef positions) {
@@ -232,6 +248,11 @@ c10::SymDimVector shape_reduced(const at::Tensor& logits, int64_t dim) {
 at::Tensor empty_grad_tau(const at::Tensor& logits, int64_t dim, bool tau_grad) {
   const auto options = logits.options().dtype(compute_dtype(logits.scalar_type()));
   return tau_grad ? at::empty_symint(shape_reduced(logits, dim), options) : at::empty({0}, options);
+}
+
+at::Tensor empty_tau_terms(const at::Tensor& logits, bool tau_grad) {
+  const auto options = logits.options().dtype(compute_dtype(logits.scalar_type()));
+  return tau_grad ? at::empty_symint(logits.sym_sizes(), options) : at::empty({0}, options);
 }
 
 }  // namespace gumbel_ext

@@ -43,6 +43,10 @@ int64_t check_forward(const char* op, const at::Tensor& logits, double tau,
                       const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
                       const std::optional<at::Generator>& generator,
                       const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions);
+// Those of the binary concrete, whose temperature broadcasts to the shape of logits.
+void check_binary(const char* op, const at::Tensor& logits, double tau,
+                  const OptionalTensor& tau_tensor, const std::optional<at::Generator>& generator,
+                  const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions);
 void check_noise(const char* op, const at::Tensor& like, c10::SymIntArrayRef size,
                  const std::optional<at::Generator>& generator, const OptionalTensor& rng_state,
                  at::OptionalSymIntArrayRef positions);
@@ -71,5 +75,7 @@ inline at::ScalarType compute_dtype(at::ScalarType dtype) {
 
 // What a backward op returns for tau: a number for each row of logits, or nothing. Not initialised.
 at::Tensor empty_grad_tau(const at::Tensor& logits, int64_t dim, bool tau_grad);
+// Likewise that of the binary concrete: what each element adds, in row-major order.
+at::Tensor empty_tau_terms(const at::Tensor& logits, bool tau_grad);
 
 }  // namespace gumbel_ext

@@ -1,4 +1,5 @@
-// Random words -> Gumbel(0, 1) noise, and the few functions that a softmax over it needs.
+// Random words -> Gumbel(0, 1) and logistic noise, and the few functions that a softmax over it
+// needs.
 //
 // Everything numerical about the noise lives here and nowhere else. The functions are templates
 // over a real type F, a vector of floats or doubles (or, in a CUDA kernel, one of them). They are
@@ -254,17 +255,50 @@ GUMBEL_EXT_INLINE F gumbel_upper_bound(Words hi) {
   return fma(w_bits, T::splat(-0x1p-23f * N::ln2), T::splat((127 + 12) * N::ln2 + slack));
 }
 
-// float64, from both words given as real numbers. Complements are exact; v is rounded once.
+// min(v, 1 - v) in float64, from both words given as real numbers. Complements are exact; v is
+// rounded once.
 template <class F>
-GUMBEL_EXT_INLINE F exponential_from_real_words(F hi, F lo) {
+GUMBEL_EXT_INLINE F tail_from_real_words(F hi, F lo) {
   using T = RealTraits<F>;
   const F largest = T::splat(0x1p32 - 1);
   const auto lower = less(hi, T::splat(0x1p31));
-  const auto upper = less(T::splat(0x1p31 - 1), hi);
   const F near_hi = select(lower, hi, largest - hi);
   const F near_lo = select(lower, lo, largest - lo);
   const F below = fma(near_lo, T::splat(0x1p-64), T::splat(0x1p-65));
-  return exponential_from_tail(fma(near_hi, T::splat(0x1p-32), below), upper);
+  return fma(near_hi, T::splat(0x1p-32), below);
+}
+template <class F>
+GUMBEL_EXT_INLINE auto is_upper_half(F hi) {
+  return less(RealTraits<F>::splat(0x1p31 - 1), hi);
+}
+template <class F>
+GUMBEL_EXT_INLINE F exponential_from_real_words(F hi, F lo) {
+  return exponential_from_tail(tail_from_real_words(hi, lo), is_upper_half(hi));
+}
+
+// L = log(1 - v) - log(v), Logistic(0, 1), given q = min(v, 1 - v) and upper = (v >= 1/2): large
+// for small v, as the Gumbel noise is, and odd about v = 1/2 to the bit. Both ends are tails here,
+// and at both log(q) keeps its relative accuracy.
+template <class F, class Mask>
+GUMBEL_EXT_INLINE F logistic_from_tail(F q, Mask upper) {
+  using T = RealTraits<F>;
+  using N = Numerics<typename T::Scalar>;
+  const F q2 = q * q;
+  const F a = polynomial(q, q2, Int<N::log1m_terms>(), [](int i) { return N::log1m(i); });
+  const F negative = log_positive(q) + fma(q2, a, q);
+  return select(upper, negative, T::splat(0) - negative);
+}
+template <class F, class Words>
+GUMBEL_EXT_INLINE F logistic_from_high_word(Words hi) {
+  return logistic_from_tail(tail_from_high_word<F>(hi), as_mask(spread_top_bit(hi)));
+}
+template <class F, class Words>
+GUMBEL_EXT_INLINE F logistic_from_tail_words(Words hi, Words lo) {
+  return logistic_from_tail(tail_from_both_words<F>(hi, lo), as_mask(spread_top_bit(hi)));
+}
+template <class F>
+GUMBEL_EXT_INLINE F logistic_from_real_words(F hi, F lo) {
+  return logistic_from_tail(tail_from_real_words(hi, lo), is_upper_half(hi));
 }
 
 // 2^x for x <= 0 (or NaN). Exactly 0 below the smallest normal number and for -inf.

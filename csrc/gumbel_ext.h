@@ -47,6 +47,23 @@ at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,
                         const std::optional<at::Tensor>& rng_state = std::nullopt,
                         at::OptionalSymIntArrayRef positions = std::nullopt);
 
+// y = sigmoid((logits + logistic noise) / tau), elementwise; with `hard` 1 where logits + noise >
+// 0, else 0, with the gradient of the soft sample. Maddison et al., appendix B. A tau_tensor
+// broadcasts to the shape of logits. Returns y and the rng_state that was used.
+std::tuple<at::Tensor, at::Tensor> binary_concrete(
+    const at::Tensor& logits, double tau = 1.0,
+    const std::optional<at::Tensor>& tau_tensor = std::nullopt, bool hard = false,
+    std::optional<at::Generator> generator = std::nullopt,
+    const std::optional<at::Tensor>& rng_state = std::nullopt,
+    at::OptionalSymIntArrayRef positions = std::nullopt);
+
+// Its noise, with the dtype and device of `like`, and the rng_state that was used.
+std::tuple<at::Tensor, at::Tensor> logistic_noise(
+    const at::Tensor& like, c10::SymIntArrayRef size,
+    std::optional<at::Generator> generator = std::nullopt,
+    const std::optional<at::Tensor>& rng_state = std::nullopt,
+    at::OptionalSymIntArrayRef positions = std::nullopt);
+
 // The backward ops; autograd calls them. y is what the soft forward returned, index its index.
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(
     const at::Tensor& grad, const at::Tensor& y, const at::Tensor& index, double tau,
@@ -57,6 +74,12 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
     const std::optional<at::Tensor>& tau_tensor, int64_t dim, const std::optional<at::Tensor>& mask,
     const at::Tensor& rng_state, bool tau_grad,
+    at::OptionalSymIntArrayRef positions = std::nullopt);
+
+// From the state alone, soft or hard. grad_tau is what each element adds to the gradient of tau.
+std::tuple<at::Tensor, at::Tensor> binary_concrete_backward(
+    const at::Tensor& grad, const at::Tensor& logits, double tau,
+    const std::optional<at::Tensor>& tau_tensor, const at::Tensor& rng_state, bool tau_grad,
     at::OptionalSymIntArrayRef positions = std::nullopt);
 
 }  // namespace gumbel_ext

@@ -40,6 +40,22 @@ TORCH_LIBRARY(gumbel_ext, m) {
       "grad_logits, Tensor grad_tau)",
       deterministic);
 
+  m.def(
+      "binary_concrete(Tensor logits, float tau, Tensor? tau_tensor, bool hard, Generator? "
+      "generator, Tensor? rng_state, SymInt[]? positions=None) -> (Tensor y, Tensor "
+      "used_rng_state)",
+      random);
+  m.def(
+      "logistic_noise(Tensor like, SymInt[] size, Generator? generator, Tensor? rng_state, "
+      "SymInt[]? positions=None) -> (Tensor noise, Tensor used_rng_state)",
+      random);
+  // The gradient of the soft sample; grad_tau is what each element adds to that of tau.
+  m.def(
+      "binary_concrete_backward(Tensor grad, Tensor logits, float tau, Tensor? tau_tensor, Tensor "
+      "rng_state, bool tau_grad, SymInt[]? positions=None) -> (Tensor grad_logits, Tensor "
+      "grad_tau)",
+      deterministic);
+
   // What rows that are sharded over processes need besides: gumbel_ext/_sharded_rows.py calls them.
   m.def("noise_at(Tensor like, Tensor position, Tensor rng_state) -> Tensor", deterministic);
   m.def(

@@ -72,22 +72,34 @@ std::vector<std::uint32_t> philox(const std::vector<std::uint32_t>& counter,
 }
 
 // The kernels' own maths on given words, each an int64 in [0, 2^32).
-at::Tensor gumbel_from_words(const at::Tensor& hi, const at::Tensor& lo, const py::object& dtype) {
+at::Tensor noise_from_words(const char* name, const at::Tensor& hi, const at::Tensor& lo,
+                            const py::object& dtype,
+                            decltype(KernelTable::noise_from_words) from_words) {
   const at::ScalarType type = torch::python::detail::py_object_to_dtype(dtype);
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble,
-                   "gumbel_from_words: dtype must be float32 or float64, got ",
-                   c10::toString(type));
-  TORCH_CHECK_VALUE(hi.dim() == 1 && hi.sizes() == lo.sizes(),
-                    "gumbel_from_words: hi and lo must be one-dimensional and of one size, got ",
-                    hi.sizes(), " and ", lo.sizes());
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, name,
+                   ": dtype must be float32 or float64, got ", c10::toString(type));
+  TORCH_CHECK_VALUE(hi.dim() == 1 && hi.sizes() == lo.sizes(), name,
+                    ": hi and lo must be one-dimensional and of one size, got ", hi.sizes(),
+                    " and ", lo.sizes());
   const at::Tensor high = hi.to(at::kUInt32).contiguous(), low = lo.to(at::kUInt32).contiguous();
   at::Tensor out = at::empty(hi.sizes(), type);
-  gumbel_ext::cpu::kernels().noise_from_words(
-      type == at::kDouble ? gumbel_ext::cpu::ElementType::kFloat64
-                          : gumbel_ext::cpu::ElementType::kFloat32,
-      static_cast<const std::uint32_t*>(high.const_data_ptr()),
-      static_cast<const std::uint32_t*>(low.const_data_ptr()), hi.numel(), out.mutable_data_ptr());
+  from_words(type == at::kDouble ? gumbel_ext::cpu::ElementType::kFloat64
+                                 : gumbel_ext::cpu::ElementType::kFloat32,
+             static_cast<const std::uint32_t*>(high.const_data_ptr()),
+             static_cast<const std::uint32_t*>(low.const_data_ptr()), hi.numel(),
+             out.mutable_data_ptr());
   return out;
+}
+
+at::Tensor gumbel_from_words(const at::Tensor& hi, const at::Tensor& lo, const py::object& dtype) {
+  return noise_from_words("gumbel_from_words", hi, lo, dtype,
+                          gumbel_ext::cpu::kernels().noise_from_words);
+}
+
+at::Tensor logistic_from_words(const at::Tensor& hi, const at::Tensor& lo,
+                               const py::object& dtype) {
+  return noise_from_words("logistic_from_words", hi, lo, dtype,
+                          gumbel_ext::cpu::kernels().logistic_from_words);
 }
 
 }  // namespace
@@ -104,4 +116,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "One block of Philox4x32-10.");
   m.def("gumbel_from_words", &gumbel_from_words, py::arg("hi"), py::arg("lo"), py::arg("dtype"),
         "Gumbel noise of given Philox words, by the kernels' own arithmetic.");
+  m.def("logistic_from_words", &logistic_from_words, py::arg("hi"), py::arg("lo"), py::arg("dtype"),
+        "Logistic noise of given Philox words, by the kernels' own arithmetic.");
 }

@@ -10,10 +10,13 @@ from gumbel_ext._version import __version__
 __all__ = [
     "PatchHandle",
     "__version__",
+    "binary_concrete",
+    "binary_concrete_log_prob",
     "draw_rng_state",
     "gumbel_argmax",
     "gumbel_noise",
     "gumbel_softmax",
+    "logistic_noise",
     "patch_torch",
     "replay_generators",
 ]
@@ -27,5 +30,6 @@ except ImportError:
         raise
 else:
     from gumbel_ext._checkpoint import replay_generators
+    from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logistic_noise
     from gumbel_ext.functional import draw_rng_state, gumbel_argmax, gumbel_noise, gumbel_softmax
     from gumbel_ext.patch import PatchHandle, patch_torch

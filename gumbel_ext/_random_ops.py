@@ -37,6 +37,7 @@ def _add_to(module: ModuleType) -> None:
     if isinstance(random_ops, list):
         ops = torch.ops.gumbel_ext
         random_ops += [ops.gumbel_softmax, ops.gumbel_argmax, ops.gumbel_noise]
+        random_ops += [ops.binary_concrete, ops.logistic_noise]
 
 
 class _Finder(MetaPathFinder):

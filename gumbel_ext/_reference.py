@@ -136,6 +136,18 @@ def gumbel(hi: Tensor, lo: Tensor) -> Tensor:
     return -torch.log(exponential(hi, lo))
 
 
+def logistic(hi: Tensor, lo: Tensor) -> Tensor:
+    """Standard logistic variate ``L = log(1 - v) - log(v)`` of two random words, float64.
+
+    Large for small v, as the Gumbel variate is.  With ``q``, the smaller of v and 1 - v, rounded
+    once, it is ``log1p(-q) - log(q)`` with the sign of the half that v lies in.
+    """
+    lower = hi < 1 << 31
+    q = torch.where(lower, _fraction(hi, lo), _fraction(_WORD - hi, _WORD - lo))
+    size = torch.log1p(-q) - torch.log(q)
+    return torch.where(lower, size, -size)
+
+
 def gumbel_noise(
     size: Sequence[int], rng_state: Tensor, positions: Sequence[int] | None = None
 ) -> Tensor:
@@ -151,6 +163,20 @@ def gumbel_noise(
         positions: ``[base, stride_0, ..., stride_{n-1}]``: the element with indices ``i`` has
             position ``base + sum(i * stride)``, as in a part of a larger tensor.
     """
+    return gumbel(*_words_of(size, rng_state, positions)).reshape(tuple(size))
+
+
+def logistic_noise(
+    size: Sequence[int], rng_state: Tensor, positions: Sequence[int] | None = None
+) -> Tensor:
+    """Standard logistic noise of shape ``size``, float64; arguments as of :func:`gumbel_noise`."""
+    return logistic(*_words_of(size, rng_state, positions)).reshape(tuple(size))
+
+
+def _words_of(
+    size: Sequence[int], rng_state: Tensor, positions: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """``(hi, lo)`` of a tensor's elements, in its shape or as one row."""
     count, row_major = 1, list[int]()
     for extent in reversed(size):
         row_major.insert(0, count)
@@ -161,7 +187,7 @@ def gumbel_noise(
         for d, (extent, stride) in enumerate(zip(size, strides, strict=True)):
             steps = torch.arange(extent, device=rng_state.device) * stride
             position = position + steps.view(-1, *[1] * (len(size) - d - 1))
-        return gumbel(*random_words(position, rng_state))
+        return random_words(position, rng_state)
     # All four words of a block are used, a quarter of the work of random_words().
     skipped = base & 3
     block = torch.arange((skipped + count + 3) // 4, device=rng_state.device) + (base >> 2)
@@ -169,7 +195,7 @@ def gumbel_noise(
         torch.stack(random_block(block, rng_state, k), dim=-1).flatten()[skipped : skipped + count]
         for k in (0, 1)
     )
-    return gumbel(hi, lo).reshape(tuple(size))
+    return hi, lo
 
 
 def _noise_for(
@@ -314,3 +340,49 @@ def gumbel_softmax(
     if empty_row is not None:
         y = y.masked_fill(empty_row, 0.0)
     return y.to(logits.dtype), index
+
+
+def binary_concrete(
+    logits: Tensor,
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    *,
+    rng_state: Tensor | None = None,
+    noise: Tensor | None = None,
+    positions: Sequence[int] | None = None,
+) -> Tensor:
+    """A relaxed Bernoulli sample ``sigmoid((l + L) / tau)`` (Maddison et al., appendix B).
+
+    With ``hard``, 1 where ``l + L > 0`` and the gradient of the soft sample (straight-through).
+
+    Args:
+        logits: floating-point tensor of any shape.
+        tau: temperature, a number or a tensor that broadcasts to ``logits``.
+        hard: straight-through 0 or 1 instead of the relaxed sample.
+        rng_state: int64 ``[seed, offset]``, or give ``noise``, of the shape of ``logits``.
+        positions: of the noise, see :func:`gumbel_noise`.
+
+    Returns:
+        ``y`` of the shape and dtype of ``logits``, differentiable in ``logits`` and ``tau`` any
+        number of times.  Infinite logits give 0 and 1, with gradient 0.
+    """
+    if (rng_state is None) == (noise is None):
+        raise ValueError("give exactly one of rng_state and noise")
+    if noise is None:
+        assert rng_state is not None
+        noise = logistic_noise(logits.shape, rng_state.to(logits.device), positions)
+    dtype = _accumulation_dtype(logits.dtype)
+    scores = logits.to(dtype) + noise.to(dtype)
+    infinite = scores.isinf()
+    finfo = torch.finfo(dtype)
+    smallest = finfo.smallest_normal * finfo.eps
+    tau = tau.to(dtype).clamp(min=smallest) if isinstance(tau, Tensor) else max(tau, smallest)
+    # Beyond 1000 nothing is left of the slope, and 0 * inf in its derivative would be NaN.
+    infinite = infinite | (scores.abs() >= 1000 * tau)
+    z = scores.masked_fill(infinite, 0.0) / tau
+    # From the smaller of y and 1 - y, which keeps its accuracy where the other rounds to 1.
+    small = torch.sigmoid(torch.where(z < 0, z, -z))
+    y = torch.where(infinite, (scores > 0).to(dtype), torch.where(z < 0, small, 1 - small))
+    if hard:
+        y = (scores > 0).to(dtype) + (y - y.detach())
+    return y.to(logits.dtype)

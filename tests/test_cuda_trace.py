@@ -21,11 +21,14 @@ from gumbel_ext import _C, _build_check, info
 
 OPS = torch.ops.gumbel_ext
 OP_NAMES = (
+    "binary_concrete",
+    "binary_concrete_backward",
     "gumbel_argmax",
     "gumbel_noise",
     "gumbel_softmax",
     "gumbel_softmax_backward",
     "gumbel_softmax_hard_backward",
+    "logistic_noise",
     "noise_at",
 )
 # In PyTorch's ops on every device but the CPU.

@@ -11,14 +11,6 @@ namespace gumbel_ext {
 namespace cpu {
 namespace {
 
-at::Tensor to_tensor(const RngState& state) {
-  at::Tensor out = at::empty({2}, at::kLong);
-  int64_t* values = out.mutable_data_ptr<int64_t>();
-  values[0] = static_cast<int64_t>(state.seed);
-  values[1] = static_cast<int64_t>(state.offset);
-  return out;
-}
-
 // Collects the operands of a Problem, then merges the dimensions that rows are numbered over. The
 // tensors and positions passed in must outlive it.
 class ProblemBuilder {
@@ -198,38 +190,9 @@ at::Tensor gumbel_noise_cpu(const at::Tensor& like, c10::SymIntArrayRef size,
                             at::OptionalSymIntArrayRef positions) {
   check_noise("gumbel_noise", like, size, generator, rng_state, positions);
   at::Tensor out = at::empty_symint(size, like.options());
-  if (out.numel() == 0) return out;
-  const RngState state = reserve_randomness(generator, rng_state);
-  const ElementType type = element_type(out.scalar_type());
-  char* data = static_cast<char*>(out.mutable_data_ptr());
-  const int64_t bytes = static_cast<int64_t>(out.element_size());
-  const auto fill = [&](int64_t position, int64_t begin, int64_t count) {
-    kernels().noise(type, state.seed, state.offset, static_cast<uint64_t>(position), count,
-                    data + begin * bytes);
-  };
-  const Positions places(out.sizes(), positions);
-  if (places.contiguous) {
-    at::parallel_for(0, out.numel(), 8192, [&](int64_t begin, int64_t end) {
-      fill(places.base + begin, begin, end - begin);
-    });
-    return out;
+  if (out.numel() > 0) {
+    fill_noise(out, reserve_randomness(generator, rng_state), positions, kernels().noise);
   }
-  // Trailing dimensions of consecutive positions are one run.
-  int64_t run = 1, outer_dims = out.dim();
-  while (outer_dims > 0 &&
-         (out.size(outer_dims - 1) == 1 || places.strides[outer_dims - 1] == run)) {
-    run *= out.size(--outer_dims);
-  }
-  at::parallel_for(0, out.numel() / run, std::max<int64_t>(1, 8192 / run),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t r = begin; r < end; ++r) {
-                       int64_t position = places.base, rest = r;
-                       for (int64_t d = outer_dims; d-- > 0; rest /= out.size(d)) {
-                         position += rest % out.size(d) * places.strides[d];
-                       }
-                       fill(position, r * run, run);
-                     }
-                   });
   return out;
 }
 

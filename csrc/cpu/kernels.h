@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "binary_problem.h"
 #include "problem.h"
 
 namespace gumbel_ext {
@@ -35,6 +36,13 @@ struct KernelTable {
   // The noise that given words make, for tests of the far ends; float or double.
   void (*noise_from_words)(ElementType type, const std::uint32_t* hi, const std::uint32_t* lo,
                            std::int64_t count, void* out);
+  // Elements [begin, end) of a binary concrete sample or of its gradient.
+  void (*binary)(const BinaryProblem& problem, std::int64_t begin, std::int64_t end);
+  // noise and noise_from_words of the logistic noise.
+  void (*logistic_noise)(ElementType type, std::uint64_t seed, std::uint64_t offset,
+                         std::uint64_t first, std::int64_t count, void* out);
+  void (*logistic_from_words)(ElementType type, const std::uint32_t* hi, const std::uint32_t* lo,
+                              std::int64_t count, void* out);
 };
 
 extern const KernelTable kBaselineKernels;

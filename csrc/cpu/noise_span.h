@@ -122,27 +122,47 @@ class NoiseSource {
   PhiloxStream<RegWord> streams_[2];
 };
 
-// Replaces those of 16 exponential variates, of positions n, n + 1, ... with the given first words,
-// that need their second word.
+// What a span makes of words: a variate in float32 from the first word or from both, in float64
+// from both as real numbers.
+struct Exponential {
+  static GUMBEL_EXT_INLINE F32 of_high_word(U32 hi) { return exponential_from_high_word<F32>(hi); }
+  static GUMBEL_EXT_INLINE F32 of_words(U32 hi, U32 lo) {
+    return exponential_from_tail_words<F32>(hi, lo);
+  }
+  static GUMBEL_EXT_INLINE F64 of_words(F64 hi, F64 lo) {
+    return exponential_from_real_words(hi, lo);
+  }
+};
+struct Logistic {
+  static GUMBEL_EXT_INLINE F32 of_high_word(U32 hi) { return logistic_from_high_word<F32>(hi); }
+  static GUMBEL_EXT_INLINE F32 of_words(U32 hi, U32 lo) {
+    return logistic_from_tail_words<F32>(hi, lo);
+  }
+  static GUMBEL_EXT_INLINE F64 of_words(F64 hi, F64 lo) { return logistic_from_real_words(hi, lo); }
+};
+
+// Replaces those of 16 variates, of positions n, n + 1, ... with the given first words, that need
+// their second word.
+template <class Law = Exponential>
 __attribute__((noinline, cold)) inline void resolve_tails(NoiseSource& source, std::uint64_t n,
                                                           const std::uint32_t* high,
-                                                          float* exponential) {
+                                                          float* variate) {
   std::uint32_t low[2 * kLanes + NoiseSource::kSlack];
   source.fill(1, n >> 2, kLanes / 4 + 1, low);
   const U32 hi = load_words(high);
-  const F32 resolved = exponential_from_tail_words<F32>(hi, load_words(low + (n & 3)));
-  store(exponential, select(needs_low_word<F32>(hi), resolved, load(exponential)));
+  const F32 resolved = Law::of_words(hi, load_words(low + (n & 3)));
+  store(variate, select(needs_low_word<F32>(hi), resolved, load(variate)));
 }
 
-// Standard exponential variates for runs of positions, in the precision of Scalar: the noise is
-// -log of them. Words, exponentials and logarithms are made in a loop each. One loop over all three
-// would need more registers than there are, and so long a chain of operations in one iteration
-// leaves a processor too few iterations to work on at once.
-template <class Scalar>
-class ExponentialSpan;
+// Standard variates for runs of positions, in the precision of Scalar: logistic noise, or
+// exponentials, -log of which is the Gumbel noise. Words, exponentials and logarithms are made in a
+// loop each. One loop over all three would need more registers than there are, and so long a chain
+// of operations in one iteration leaves a processor too few iterations to work on at once.
+template <class Scalar, class Law>
+class VariateSpan;
 
-template <>
-class ExponentialSpan<float> {
+template <class Law>
+class VariateSpan<float, Law> {
  public:
   static constexpr std::int64_t kCapacity = 512;
 
@@ -153,25 +173,25 @@ class ExponentialSpan<float> {
     source.fill(0, n >> 2, (words + 3) / 4, high_);
     for (std::int64_t i = 0; i < words; i += kLanes) {
       const U32 hi = load_words(high_ + i);
-      store(exponential_ + i, exponential_from_high_word<F32>(hi));
+      store(variate_ + i, Law::of_high_word(hi));
       if (__builtin_expect(any(needs_low_word<F32>(hi)), 0)) {
-        resolve_tails(source, (n & ~std::uint64_t{3}) + static_cast<std::uint64_t>(i), high_ + i,
-                      exponential_ + i);
+        resolve_tails<Law>(source, (n & ~std::uint64_t{3}) + static_cast<std::uint64_t>(i),
+                           high_ + i, variate_ + i);
       }
     }
   }
 
-  // E of 16 positions from n + at on.
-  GUMBEL_EXT_INLINE F32 at(std::int64_t at) const { return load(exponential_ + skip_ + at); }
+  // Those of 16 positions from n + at on.
+  GUMBEL_EXT_INLINE F32 at(std::int64_t at) const { return load(variate_ + skip_ + at); }
 
  private:
   int skip_ = 0;
   alignas(64) std::uint32_t high_[kCapacity + NoiseSource::kSlack + kLanes];
-  alignas(64) float exponential_[kCapacity + NoiseSource::kSlack + kLanes];
+  alignas(64) float variate_[kCapacity + NoiseSource::kSlack + kLanes];
 };
 
-template <>
-class ExponentialSpan<double> {
+template <class Law>
+class VariateSpan<double, Law> {
  public:
   static constexpr std::int64_t kCapacity = 512;
 
@@ -182,8 +202,7 @@ class ExponentialSpan<double> {
   }
 
   GUMBEL_EXT_INLINE F64 at(std::int64_t at) const {
-    return exponential_from_real_words(load_real_words(high_ + skip_ + at),
-                                       load_real_words(low_ + skip_ + at));
+    return Law::of_words(load_real_words(high_ + skip_ + at), load_real_words(low_ + skip_ + at));
   }
 
  private:
@@ -191,6 +210,11 @@ class ExponentialSpan<double> {
   alignas(64) std::uint32_t high_[kCapacity + NoiseSource::kSlack + kLanes];
   alignas(64) std::uint32_t low_[kCapacity + NoiseSource::kSlack + kLanes];
 };
+
+template <class Scalar>
+using ExponentialSpan = VariateSpan<Scalar, Exponential>;
+template <class Scalar>
+using LogisticSpan = VariateSpan<Scalar, Logistic>;
 
 template <class A>
 GUMBEL_EXT_INLINE Vector<A> forbid(const std::uint8_t* allowed, std::int64_t count,

@@ -6,6 +6,7 @@
 //
 // A register header (simd_avx512.h, simd_avx2.h, simd_generic.h) offers, beside what gumbel.h asks
 // of a real type:
+//   a / b                 rounded once
 //   maximum(a, b)         b where either is NaN
 //   either_nan(a, b)      mask of lanes where a or b is NaN
 //   not_at_most(a, b)     mask of lanes where a > b, or a or b is NaN; float32 only
@@ -108,6 +109,7 @@ GUMBEL_EXT_INLINE Out each_register(Op op, std::index_sequence<i...>) {
   GUMBEL_EXT_BINARY(operator+, Reg, Reg)   \
   GUMBEL_EXT_BINARY(operator-, Reg, Reg)   \
   GUMBEL_EXT_BINARY(operator*, Reg, Reg)   \
+  GUMBEL_EXT_BINARY(operator/, Reg, Reg)   \
   GUMBEL_EXT_BINARY(maximum, Reg, Reg)     \
   GUMBEL_EXT_BINARY(less, Reg, Mask)       \
   GUMBEL_EXT_BINARY(equal, Reg, Mask)      \

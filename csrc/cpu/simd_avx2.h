@@ -63,6 +63,7 @@ struct RegF64 {
 GUMBEL_EXT_INLINE RegF32 operator+(RegF32 a, RegF32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF32 operator-(RegF32 a, RegF32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF32 operator*(RegF32 a, RegF32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+GUMBEL_EXT_INLINE RegF32 operator/(RegF32 a, RegF32 b) { return {_mm256_div_ps(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF32 fma(RegF32 a, RegF32 b, RegF32 c) {
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }
@@ -107,6 +108,7 @@ GUMBEL_EXT_INLINE float max_lanes(RegF32 a) {
 GUMBEL_EXT_INLINE RegF64 operator+(RegF64 a, RegF64 b) { return {_mm256_add_pd(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF64 operator-(RegF64 a, RegF64 b) { return {_mm256_sub_pd(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF64 operator*(RegF64 a, RegF64 b) { return {_mm256_mul_pd(a.v, b.v)}; }
+GUMBEL_EXT_INLINE RegF64 operator/(RegF64 a, RegF64 b) { return {_mm256_div_pd(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF64 fma(RegF64 a, RegF64 b, RegF64 c) {
   return {_mm256_fmadd_pd(a.v, b.v, c.v)};
 }

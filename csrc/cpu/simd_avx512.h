@@ -58,6 +58,7 @@ struct RegF64 {
 GUMBEL_EXT_INLINE RegF32 operator+(RegF32 a, RegF32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF32 operator-(RegF32 a, RegF32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF32 operator*(RegF32 a, RegF32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+GUMBEL_EXT_INLINE RegF32 operator/(RegF32 a, RegF32 b) { return {_mm512_div_ps(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF32 fma(RegF32 a, RegF32 b, RegF32 c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
@@ -104,6 +105,7 @@ GUMBEL_EXT_INLINE float max_lanes(RegF32 a) { return _mm512_reduce_max_ps(a.v); 
 GUMBEL_EXT_INLINE RegF64 operator+(RegF64 a, RegF64 b) { return {_mm512_add_pd(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF64 operator-(RegF64 a, RegF64 b) { return {_mm512_sub_pd(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF64 operator*(RegF64 a, RegF64 b) { return {_mm512_mul_pd(a.v, b.v)}; }
+GUMBEL_EXT_INLINE RegF64 operator/(RegF64 a, RegF64 b) { return {_mm512_div_pd(a.v, b.v)}; }
 GUMBEL_EXT_INLINE RegF64 fma(RegF64 a, RegF64 b, RegF64 c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 }

@@ -79,6 +79,7 @@ struct RegF64 {
 GUMBEL_EXT_INLINE RegF32 operator+(RegF32 a, RegF32 b) { return {a.v + b.v}; }
 GUMBEL_EXT_INLINE RegF32 operator-(RegF32 a, RegF32 b) { return {a.v - b.v}; }
 GUMBEL_EXT_INLINE RegF32 operator*(RegF32 a, RegF32 b) { return {a.v * b.v}; }
+GUMBEL_EXT_INLINE RegF32 operator/(RegF32 a, RegF32 b) { return {a.v / b.v}; }
 GUMBEL_EXT_INLINE RegM32 less(RegF32 a, RegF32 b) {
   return {reinterpret_cast<VectorU32>(a.v < b.v)};
 }
@@ -119,6 +120,7 @@ GUMBEL_EXT_INLINE float max_lanes(RegF32 a) {
 GUMBEL_EXT_INLINE RegF64 operator+(RegF64 a, RegF64 b) { return {a.v + b.v}; }
 GUMBEL_EXT_INLINE RegF64 operator-(RegF64 a, RegF64 b) { return {a.v - b.v}; }
 GUMBEL_EXT_INLINE RegF64 operator*(RegF64 a, RegF64 b) { return {a.v * b.v}; }
+GUMBEL_EXT_INLINE RegF64 operator/(RegF64 a, RegF64 b) { return {a.v / b.v}; }
 GUMBEL_EXT_INLINE RegM64 less(RegF64 a, RegF64 b) {
   return {reinterpret_cast<VectorU64>(a.v < b.v)};
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
 
 #include <mutex>
 
@@ -29,6 +30,14 @@ inline RngState reserve_randomness(const std::optional<at::Generator>& generator
   return {source->random64(), 0};
 }
 
+inline at::Tensor to_tensor(const RngState& state) {
+  at::Tensor out = at::empty({2}, at::kLong);
+  int64_t* values = out.mutable_data_ptr<int64_t>();
+  values[0] = static_cast<int64_t>(state.seed);
+  values[1] = static_cast<int64_t>(state.offset);
+  return out;
+}
+
 inline ElementType element_type(at::ScalarType type) {
   switch (type) {
     case at::kDouble:
@@ -40,6 +49,42 @@ inline ElementType element_type(at::ScalarType type) {
     default:
       return ElementType::kFloat16;
   }
+}
+
+// Noise of a kernel of the table, at the positions of a contiguous tensor.
+template <class Noise>
+void fill_noise(const at::Tensor& out, const RngState& state, at::OptionalSymIntArrayRef positions,
+                Noise noise) {
+  const ElementType type = element_type(out.scalar_type());
+  char* data = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t bytes = static_cast<int64_t>(out.element_size());
+  const auto fill = [&](int64_t position, int64_t begin, int64_t count) {
+    noise(type, state.seed, state.offset, static_cast<uint64_t>(position), count,
+          data + begin * bytes);
+  };
+  const Positions places(out.sizes(), positions);
+  if (places.contiguous) {
+    at::parallel_for(0, out.numel(), 8192, [&](int64_t begin, int64_t end) {
+      fill(places.base + begin, begin, end - begin);
+    });
+    return;
+  }
+  // Trailing dimensions of consecutive positions are one run.
+  int64_t run = 1, outer_dims = out.dim();
+  while (outer_dims > 0 &&
+         (out.size(outer_dims - 1) == 1 || places.strides[outer_dims - 1] == run)) {
+    run *= out.size(--outer_dims);
+  }
+  at::parallel_for(0, out.numel() / run, std::max<int64_t>(1, 8192 / run),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t r = begin; r < end; ++r) {
+                       int64_t position = places.base, rest = r;
+                       for (int64_t d = outer_dims; d-- > 0; rest /= out.size(d)) {
+                         position += rest % out.size(d) * places.strides[d];
+                       }
+                       fill(position, r * run, run);
+                     }
+                   });
 }
 
 // A temperature tensor as float64 values broadcast over the rows.
