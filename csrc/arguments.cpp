@@ -165,6 +165,16 @@ void check_binary(const char* op, const at::Tensor& logits, double tau,
   check_positions(op, positions, logits.dim());
 }
 
+int64_t check_topk(const char* op, const at::Tensor& logits, int64_t k, int64_t dim,
+                   const OptionalTensor& mask, const std::optional<at::Generator>& generator,
+                   const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
+  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state, positions);
+  const c10::SymInt classes = logits.dim() == 0 ? c10::SymInt(1) : logits.sym_size(dim);
+  TORCH_CHECK_VALUE(k >= 0 && classes >= k, op, ": k must be between 0 and the number of classes, ",
+                    classes, ", got ", k);
+  return dim;
+}
+
 void check_noise(const char* op, const at::Tensor& like, c10::SymIntArrayRef size,
                  const std::optional<at::Generator>& generator, const OptionalTensor& rng_state,
                  at::OptionalSymIntArrayRef positions) {
@@ -242,6 +252,16 @@ c10::SymDimVector shape_without(const at::Tensor& logits, int64_t dim) {
 c10::SymDimVector shape_reduced(const at::Tensor& logits, int64_t dim) {
   c10::SymDimVector shape(logits.sym_sizes().begin(), logits.sym_sizes().end());
   if (!shape.empty()) shape[dim] = 1;
+  return shape;
+}
+
+c10::SymDimVector shape_with(const at::Tensor& logits, int64_t dim, int64_t k) {
+  c10::SymDimVector shape(logits.sym_sizes().begin(), logits.sym_sizes().end());
+  if (shape.empty()) {
+    shape.push_back(k);
+  } else {
+    shape[dim] = k;
+  }
   return shape;
 }
 

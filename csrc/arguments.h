@@ -47,6 +47,9 @@ int64_t check_forward(const char* op, const at::Tensor& logits, double tau,
 void check_binary(const char* op, const at::Tensor& logits, double tau,
                   const OptionalTensor& tau_tensor, const std::optional<at::Generator>& generator,
                   const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions);
+int64_t check_topk(const char* op, const at::Tensor& logits, int64_t k, int64_t dim,
+                   const OptionalTensor& mask, const std::optional<at::Generator>& generator,
+                   const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions);
 void check_noise(const char* op, const at::Tensor& like, c10::SymIntArrayRef size,
                  const std::optional<at::Generator>& generator, const OptionalTensor& rng_state,
                  at::OptionalSymIntArrayRef positions);
@@ -64,9 +67,11 @@ int64_t check_dot(const char* op, const at::Tensor& grad, const at::Tensor& y,
 void check_noise_at(const char* op, const at::Tensor& like, const at::Tensor& position,
                     const at::Tensor& rng_state);
 
-// The shape of logits with `dim` removed (indices), or of size 1 (temperatures).
+// The shape of logits with `dim` removed (indices), of size 1 (temperatures), or of size k, also
+// for logits without dimensions (gumbel_topk).
 c10::SymDimVector shape_without(const at::Tensor& logits, int64_t dim);
 c10::SymDimVector shape_reduced(const at::Tensor& logits, int64_t dim);
+c10::SymDimVector shape_with(const at::Tensor& logits, int64_t dim, int64_t k);
 
 // The type that a dtype is computed in.
 inline at::ScalarType compute_dtype(at::ScalarType dtype) {

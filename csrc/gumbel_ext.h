@@ -41,6 +41,14 @@ at::Tensor gumbel_argmax(const at::Tensor& logits, int64_t dim = -1, bool keepdi
                          const std::optional<at::Tensor>& rng_state = std::nullopt,
                          at::OptionalSymIntArrayRef positions = std::nullopt);
 
+// The k largest of logits + Gumbel noise, in descending order: k classes sampled without
+// replacement. Shape of logits with dim of size k; -1 where there are no more classes above -inf.
+at::Tensor gumbel_topk(const at::Tensor& logits, int64_t k, int64_t dim = -1,
+                       const std::optional<at::Tensor>& mask = std::nullopt,
+                       std::optional<at::Generator> generator = std::nullopt,
+                       const std::optional<at::Tensor>& rng_state = std::nullopt,
+                       at::OptionalSymIntArrayRef positions = std::nullopt);
+
 // The noise itself, with the dtype and device of `like`.
 at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,
                         std::optional<at::Generator> generator = std::nullopt,

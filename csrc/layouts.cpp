@@ -35,9 +35,17 @@ std::vector<torch::Library> register_refusals() {
         c10::DispatchKey::NestedTensorCPU, c10::DispatchKey::NestedTensorCUDA}) {
     torch::Library& library =
         libraries.emplace_back(torch::Library::IMPL, "gumbel_ext", key, __FILE__, __LINE__);
-    for (const char* op : {"gumbel_softmax", "gumbel_argmax", "gumbel_noise",
-                           "gumbel_softmax_backward", "gumbel_softmax_hard_backward",
-                           "binary_concrete", "logistic_noise", "binary_concrete_backward"}) {
+    for (const char* op : {
+             "gumbel_softmax",
+             "gumbel_argmax",
+             "gumbel_topk",
+             "gumbel_noise",
+             "gumbel_softmax_backward",
+             "gumbel_softmax_hard_backward",
+             "binary_concrete",
+             "binary_concrete_backward",
+             "logistic_noise",
+         }) {
       library.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse>());
     }
   }

@@ -24,6 +24,10 @@ TORCH_LIBRARY(gumbel_ext, m) {
       "-> Tensor",
       random);
   m.def(
+      "gumbel_topk(Tensor logits, int k, int dim, Tensor? mask, Generator? generator, "
+      "Tensor? rng_state, SymInt[]? positions=None) -> Tensor index",
+      random);
+  m.def(
       "gumbel_noise(Tensor like, SymInt[] size, Generator? generator, Tensor? rng_state, SymInt[]? "
       "positions=None) -> Tensor",
       random);
@@ -101,6 +105,18 @@ at::Tensor gumbel_argmax(const at::Tensor& logits, int64_t dim, bool keepdim,
                               at::OptionalSymIntArrayRef);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_argmax");
   return op.call(logits, dim, keepdim, mask, generator, rng_state, positions);
+}
+
+at::Tensor gumbel_topk(const at::Tensor& logits, int64_t k, int64_t dim,
+                       const std::optional<at::Tensor>& mask,
+                       std::optional<at::Generator> generator,
+                       const std::optional<at::Tensor>& rng_state,
+                       at::OptionalSymIntArrayRef positions) {
+  using Function = at::Tensor(const at::Tensor&, int64_t, int64_t, const std::optional<at::Tensor>&,
+                              std::optional<at::Generator>, const std::optional<at::Tensor>&,
+                              at::OptionalSymIntArrayRef);
+  static const auto op = find_op<Function>("gumbel_ext::gumbel_topk");
+  return op.call(logits, k, dim, mask, generator, rng_state, positions);
 }
 
 at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,

@@ -29,6 +29,13 @@ at::Tensor gumbel_argmax_meta(const at::Tensor& logits, int64_t dim, bool keepdi
                           logits.options().dtype(at::kLong));
 }
 
+at::Tensor gumbel_topk_meta(const at::Tensor& logits, int64_t k, int64_t dim,
+                            const OptionalTensor& mask, std::optional<at::Generator> generator,
+                            const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
+  dim = check_topk("gumbel_topk", logits, k, dim, mask, generator, rng_state, positions);
+  return at::empty_symint(shape_with(logits, dim, k), logits.options().dtype(at::kLong));
+}
+
 at::Tensor gumbel_noise_meta(const at::Tensor& like, c10::SymIntArrayRef size,
                              std::optional<at::Generator> generator,
                              const OptionalTensor& rng_state,
@@ -64,6 +71,7 @@ TORCH_LIBRARY_IMPL(gumbel_ext, Meta, m) {
   using namespace gumbel_ext;
   m.impl("gumbel_softmax", &gumbel_softmax_meta);
   m.impl("gumbel_argmax", &gumbel_argmax_meta);
+  m.impl("gumbel_topk", &gumbel_topk_meta);
   m.impl("gumbel_noise", &gumbel_noise_meta);
   m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_meta);
   m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_meta);

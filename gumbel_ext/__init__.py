@@ -16,8 +16,10 @@ __all__ = [
     "gumbel_argmax",
     "gumbel_noise",
     "gumbel_softmax",
+    "gumbel_topk",
     "logistic_noise",
     "patch_torch",
+    "relaxed_topk",
     "replay_generators",
 ]
 
@@ -33,3 +35,4 @@ else:
     from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logistic_noise
     from gumbel_ext.functional import draw_rng_state, gumbel_argmax, gumbel_noise, gumbel_softmax
     from gumbel_ext.patch import PatchHandle, patch_torch
+    from gumbel_ext.topk import gumbel_topk, relaxed_topk

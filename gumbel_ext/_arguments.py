@@ -61,6 +61,37 @@ def check_dim(function: str, dim: object) -> None:
         raise TypeError(f"{function}: dim must be an int, got {dim!r}")
 
 
+def wrapped_dim(function: str, dim: int, logits: Tensor) -> int:
+    """``dim`` counted from the front; logits without dimensions have one."""
+    check_dim(function, dim)
+    dims = max(logits.dim(), 1)
+    if not -dims <= dim < dims:
+        raise IndexError(
+            f"{function}: dim must be between {-dims} and {dims - 1} for logits of "
+            f"{logits.dim()} dimensions, got {dim}"
+        )
+    return dim % dims
+
+
+def check_count(function: str, name: str, count: object, least: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, (int, torch.SymInt)):
+        raise TypeError(f"{function}: {name} must be an int, got {count!r}")
+    if count < least:
+        raise ValueError(f"{function}: {name} must be at least {least}, got {count}")
+
+
+def check_broadcast(function: str, name: str, operand: Tensor, logits: Tensor) -> None:
+    """Whether ``operand`` broadcasts to ``logits`` without growing them."""
+    missing = logits.dim() - operand.dim()
+    if missing < 0 or any(
+        n != 1 and n != m for n, m in zip(operand.shape, logits.shape[missing:], strict=True)
+    ):
+        raise ValueError(
+            f"{function}: {name} must broadcast to the shape of logits, {list(logits.shape)}, got "
+            f"shape {list(operand.shape)}"
+        )
+
+
 def check_optional(
     function: str,
     mask: Tensor | None,

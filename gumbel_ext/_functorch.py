@@ -222,6 +222,44 @@ def _gumbel_argmax(
     return level.wrap(index)
 
 
+def _gumbel_topk(
+    logits: Tensor,
+    k: int,
+    dim: int,
+    mask: Tensor | None,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
+    positions: Positions | None = None,
+) -> Tensor:
+    level = _Level("gumbel_topk")
+    different = level.draws(rng_state)
+    args = (logits, k, dim, mask, generator, rng_state, positions)
+    index: Tensor
+    if level.own_states(rng_state):
+        results = level.one_by_one(_ops.gumbel_topk, args)
+        with level.below():
+            index = torch.stack(results)
+        return level.wrap(index)
+    if not different and not level.has(logits, mask, rng_state):
+        with level.below():
+            index = _ops.gumbel_topk(*args)
+        return index
+
+    dims, batch_dim = level.example_dims(logits, dim)
+    where = level.positions(logits.shape, positions, different)
+    with level.below():
+        index = _ops.gumbel_topk(
+            level.whole(logits, dims),
+            k,
+            batch_dim,
+            level.broadcast("mask", mask, logits, dims),
+            generator,
+            level.common_state(rng_state),
+            where,
+        )
+    return level.wrap(index)
+
+
 def _gumbel_noise(
     like: Tensor,
     size: Sequence[int],
@@ -323,6 +361,7 @@ _library = torch.library.Library("gumbel_ext", "IMPL")
 # The key of random ops: they must be told of a vmap none of whose tensors they are given.
 _library.impl("gumbel_softmax", _gumbel_softmax, "FuncTorchVmapMode")
 _library.impl("gumbel_argmax", _gumbel_argmax, "FuncTorchVmapMode")
+_library.impl("gumbel_topk", _gumbel_topk, "FuncTorchVmapMode")
 _library.impl("gumbel_noise", _gumbel_noise, "FuncTorchVmapMode")
 _library.impl("gumbel_softmax_backward", _gumbel_softmax_backward, "FuncTorchBatched")
 _library.impl("gumbel_softmax_hard_backward", _gumbel_softmax_hard_backward, "FuncTorchBatched")

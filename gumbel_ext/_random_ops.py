@@ -36,8 +36,14 @@ def _add_to(module: ModuleType) -> None:
     random_ops = getattr(module, "rand_ops", None)
     if isinstance(random_ops, list):
         ops = torch.ops.gumbel_ext
-        random_ops += [ops.gumbel_softmax, ops.gumbel_argmax, ops.gumbel_noise]
-        random_ops += [ops.binary_concrete, ops.logistic_noise]
+        random_ops += [
+            ops.binary_concrete,
+            ops.gumbel_argmax,
+            ops.gumbel_noise,
+            ops.gumbel_softmax,
+            ops.gumbel_topk,
+            ops.logistic_noise,
+        ]
 
 
 class _Finder(MetaPathFinder):

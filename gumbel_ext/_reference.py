@@ -262,6 +262,80 @@ def gumbel_argmax(
     return index.unsqueeze(dim) if keepdim and logits.dim() else index
 
 
+def gumbel_topk(
+    logits: Tensor,
+    k: int,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+    rng_state: Tensor | None = None,
+    noise: Tensor | None = None,
+    positions: Sequence[int] | None = None,
+) -> Tensor:
+    """Classes of the ``k`` largest ``l + g`` in order, a sample without replacement (Vieira, 2014).
+
+    Args:
+        logits: floating-point tensor of any shape.
+        k: how many classes.
+        dim: dimension of the classes.
+        mask: bool, broadcastable to ``logits``; True = may be chosen.
+        rng_state: int64 ``[seed, offset]``, or give ``noise``, of the shape of ``logits``.
+        positions: of the noise, see :func:`gumbel_noise`.
+
+    Returns:
+        int64 index of the shape of ``logits`` with ``dim`` of size ``k``; NaN first, ties by the
+        lowest index, -1 where there are no more scores above -inf.
+    """
+    scores = _scores(logits.detach(), _noise_for(logits, rng_state, noise, positions), mask)
+    if scores.dim() == 0:
+        scores = scores.unsqueeze(0)
+    order = scores.sort(stable=True, dim=dim, descending=True)
+    index = torch.where(order.values == -torch.inf, -1, order.indices)
+    return index.narrow(dim, 0, k)
+
+
+def ordered_log_prob(logits: Tensor, index: Tensor, dim: int = -1) -> Tensor:
+    """``log P`` of classes drawn without replacement in this order, a class at a time.
+
+    ::
+
+        log P(i_1, ..., i_k) = sum_j (l[i_j] - log(sum of exp l[c] over c not in i_1 ... i_{j-1}))
+
+    (Plackett, 1975; Luce, 1959.)  Places with index -1 add nothing.
+    """
+    logits, index = logits.movedim(dim, -1), index.movedim(dim, -1)
+    log_prob = torch.zeros_like(logits[..., 0])
+    for j in range(index.shape[-1]):
+        i = index[..., j : j + 1]
+        chosen = logits.log_softmax(-1).gather(-1, i.clamp(min=0))
+        log_prob = log_prob + torch.where(i < 0, 0.0, chosen).squeeze(-1)
+        gone = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, i.clamp(min=0), i >= 0)
+        logits = logits.masked_fill(gone, -torch.inf)
+    return log_prob
+
+
+def relaxed_topk(
+    logits: Tensor,
+    k: int,
+    tau: float = 1.0,
+    dim: int = -1,
+    *,
+    rng_state: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """The relaxed ``k``-hot vector of Xie and Ermon (2019), by its definition::
+
+    a = softmax(alpha / tau)        alpha <- alpha + log(1 - a)        y = sum of the k a
+    """
+    alpha = _scores(logits, _noise_for(logits, rng_state, noise), None)
+    y = torch.zeros_like(alpha)
+    for _ in range(k):
+        a = torch.softmax(alpha / tau, dim)
+        y = y + a
+        alpha = alpha + torch.log1p(-a)
+    return y.to(logits.dtype)
+
+
 def gumbel_softmax(
     logits: Tensor,
     tau: float | Tensor = 1.0,

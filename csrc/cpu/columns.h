@@ -54,6 +54,45 @@ struct ColumnView {
   }
 };
 
+// The columns of a tile in runs whose noise positions follow each other: one run, unless the logits
+// are part of a larger tensor.
+class NoiseRuns {
+ public:
+  void find(const Problem& p, std::int64_t first_row, std::int64_t width) {
+    run_[0] = {0, width, noise_position(p, first_row, 0)};
+    runs_ = 1;
+    for (std::int64_t j = 1; j < width && !p.positions.contiguous; ++j) {
+      NoiseRun& last = run_[runs_ - 1];
+      const std::uint64_t position = noise_position(p, first_row + j, 0);
+      if (position == last.position + static_cast<std::uint64_t>(j - last.begin)) continue;
+      last.end = j;
+      run_[runs_++] = {j, width, position};
+    }
+  }
+
+  // z = logits + noise of class c, a column each.
+  template <class T, class A>
+  void add_noise(NoiseSource& noise, const Problem& p, std::int64_t c, const Run<const T>& logits,
+                 const Run<const std::uint8_t>& allowed, A* z, const A* z_end) const {
+    const std::uint64_t of_class =
+        static_cast<std::uint64_t>(c) * static_cast<std::uint64_t>(p.positions.class_stride);
+    for (int r = 0; r < runs_; ++r) {
+      const NoiseRun& run = run_[r];
+      add_gumbel_noise(noise, run.position + of_class, run.end - run.begin, logits.data + run.begin,
+                       logits.end, allowed.data ? allowed.data + run.begin : nullptr, allowed.end,
+                       z + run.begin, z_end);
+    }
+  }
+
+ private:
+  struct NoiseRun {
+    std::int64_t begin, end;
+    std::uint64_t position;  // of column `begin`, class 0
+  };
+  int runs_ = 0;
+  NoiseRun run_[kColumns];
+};
+
 template <class T>
 class ColumnWorker {
  public:
@@ -149,7 +188,7 @@ class ColumnWorker {
     std::unique_ptr<ColumnView<const std::uint8_t>> mask;
     if (p_.mask) mask.reset(new ColumnView<const std::uint8_t>(p_, p_.mask, first_row_, width_));
     for (std::int64_t j = 0; j < width_; ++j) best_[j] = Best<A>();
-    find_noise_runs();
+    noise_runs_.find(p_, first_row_, width_);
 
     const F lowest = RealTraits<F>::splat(-std::numeric_limits<A>::infinity());
     A high[kColumns], at[kColumns];
@@ -167,15 +206,8 @@ class ColumnWorker {
         Run<const std::uint8_t> allowed{nullptr, nullptr};
         if (mask) allowed = mask->read(c, width_, mask_buffer);
         A* z = z_row(c);
-        for (int r = 0; r < noise_runs_; ++r) {
-          const NoiseRun& run = noise_run_[r];
-          add_gumbel_noise(noise_,
-                           run.position + static_cast<std::uint64_t>(c) *
-                                              static_cast<std::uint64_t>(p_.positions.class_stride),
-                           run.end - run.begin, row.data + run.begin, row.end,
-                           allowed.data ? allowed.data + run.begin : nullptr, allowed.end,
-                           z + run.begin, static_cast<const A*>(z + packs() * kLanes));
-        }
+        noise_runs_.add_noise(noise_, p_, c, row, allowed, z,
+                              static_cast<const A*>(z + packs() * kLanes));
         const F here = RealTraits<F>::splat(static_cast<A>(c - first));
         for (std::int64_t k = 0; k < packs(); ++k) {
           const F v = load(z + kLanes * k), h = load(high + kLanes * k);
@@ -208,25 +240,6 @@ class ColumnWorker {
         best_[j].nan = true;
         best_[j].index = c;
       }
-    }
-  }
-
-  // The columns of a tile whose noise positions follow each other: all of them, unless the logits
-  // are part of a larger tensor.
-  struct NoiseRun {
-    std::int64_t begin, end;
-    std::uint64_t position;  // of column `begin`, class 0
-  };
-
-  void find_noise_runs() {
-    noise_run_[0] = {0, width_, noise_position(p_, first_row_, 0)};
-    noise_runs_ = 1;
-    for (std::int64_t j = 1; j < width_ && !p_.positions.contiguous; ++j) {
-      NoiseRun& last = noise_run_[noise_runs_ - 1];
-      const std::uint64_t position = noise_position(p_, first_row_ + j, 0);
-      if (position == last.position + static_cast<std::uint64_t>(j - last.begin)) continue;
-      last.end = j;
-      noise_run_[noise_runs_++] = {j, width_, position};
     }
   }
 
@@ -376,8 +389,7 @@ class ColumnWorker {
   NoiseSource noise_;
   const std::int64_t tile_;
   std::int64_t first_row_ = 0, width_ = 0, pitch_ = 0;
-  NoiseRun noise_run_[kColumns];
-  int noise_runs_ = 0;
+  NoiseRuns noise_runs_;
   A* z_ = nullptr;
   Scratch<A> z_scratch_;
   Best<A> best_[kColumns];

@@ -2,6 +2,7 @@
 // tests of the kernels.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -117,6 +118,40 @@ template <class ParallelFor>
 void execute(const KernelTable& table, Op op, const Problem& p, int threads,
              ParallelFor parallel_for) {
   execute_plan(table, op, p, make_plan(op, p, threads), parallel_for);
+}
+
+// gumbel_topk. A row that is shared among threads is cut into parts, whose best are then compared.
+template <class ParallelFor>
+void execute_topk(const KernelTable& table, const Problem& p, int threads,
+                  ParallelFor parallel_for) {
+  const Plan plan = make_plan(Op::kIndexOnly, p, threads);
+  if (plan.regime != Regime::kSplitRow) {
+    parallel_for(plan.tasks, plan.grain,
+                 [&](std::int64_t begin, std::int64_t end) { table.topk(p, plan, begin, end); });
+    return;
+  }
+  const std::int64_t chunks = (p.classes + kChunk - 1) / kChunk;
+  const std::int64_t parts = std::min<std::int64_t>(threads, chunks);
+  const std::int64_t part = (chunks + parts - 1) / parts * kChunk;
+  const std::int64_t most = std::min(p.k, part);
+  std::vector<ScoredClass> found(static_cast<std::size_t>(parts * most));
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(parts));
+  for (std::int64_t row = 0; row < p.rows(); ++row) {
+    parallel_for(parts, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t first = std::min(i * part, p.classes);
+        counts[static_cast<std::size_t>(i)] = table.topk_of_part(
+            p, row, first, std::min(first + part, p.classes), found.data() + i * most);
+      }
+    });
+    std::int64_t count = 0;
+    for (std::int64_t i = 0; i < parts; ++i) {
+      const ScoredClass* of_part = found.data() + i * most;
+      std::copy(of_part, of_part + counts[static_cast<std::size_t>(i)], found.data() + count);
+      count += counts[static_cast<std::size_t>(i)];
+    }
+    table.topk_of_parts(found.data(), count, p.k, p.index + row * p.k);
+  }
 }
 
 }  // namespace cpu

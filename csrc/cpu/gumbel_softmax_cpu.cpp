@@ -25,6 +25,7 @@ class ProblemBuilder {
     problem_.tau_value = 1;
     problem_.seed = problem_.offset = 0;
     problem_.hard = false;
+    problem_.k = 1;
     problem_.index = nullptr;
     problem_.grad_tau = nullptr;
     problem_.first_position = static_cast<uint64_t>(positions.base);
@@ -114,12 +115,13 @@ at::DimVector without_dim(const at::Tensor& logits, int64_t dim) {
   return shape;
 }
 
-void run_problem(Op op, const Problem& p) {
-  execute(kernels(), op, p, at::in_parallel_region() ? 1 : at::get_num_threads(),
-          [](int64_t count, int64_t grain, const auto& body) {
-            at::parallel_for(0, count, grain, body);
-          });
-}
+int threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
+constexpr auto parallel_for = [](int64_t count, int64_t grain, const auto& body) {
+  at::parallel_for(0, count, grain, body);
+};
+
+void run_problem(Op op, const Problem& p) { execute(kernels(), op, p, threads(), parallel_for); }
 
 // ---- the ops
 // ---------------------------------------------------------------------------------------------------------
@@ -183,6 +185,27 @@ at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim
     run_problem(Op::kIndexOnly, builder.finish());
   }
   return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
+}
+
+at::Tensor gumbel_topk_cpu(const at::Tensor& logits, int64_t k, int64_t dim,
+                           const OptionalTensor& mask, std::optional<at::Generator> generator,
+                           const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
+  dim = check_topk("gumbel_topk", logits, k, dim, mask, generator, rng_state, positions);
+  at::Tensor index = at::empty_symint(shape_with(logits, dim, k), at::kLong);
+  if (index.numel() == 0) return index;
+  const RngState state = reserve_randomness(generator, rng_state);
+  const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
+  const Positions places(logits.sizes(), positions);
+  ProblemBuilder builder(logits, dim, places);
+  Problem& p = builder.problem();
+  p.seed = state.seed;
+  p.offset = state.offset;
+  p.k = k;
+  builder.add(p.logits, rows);
+  if (mask) builder.add(p.mask, allowed);
+  p.index = index.mutable_data_ptr<int64_t>();
+  execute_topk(kernels(), builder.finish(), threads(), parallel_for);
+  return index;
 }
 
 at::Tensor gumbel_noise_cpu(const at::Tensor& like, c10::SymIntArrayRef size,
@@ -282,6 +305,7 @@ TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
   using namespace gumbel_ext::cpu;
   m.impl("gumbel_softmax", &gumbel_softmax_cpu);
   m.impl("gumbel_argmax", &gumbel_argmax_cpu);
+  m.impl("gumbel_topk", &gumbel_topk_cpu);
   m.impl("gumbel_noise", &gumbel_noise_cpu);
   m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_cpu);
   m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_cpu);

@@ -21,6 +21,14 @@ struct KernelTable {
   // writes its output (and its index, which may become -1).
   bool (*split_settle)(const Problem& problem, std::int64_t row, double largest, bool nan,
                        std::int64_t* index);
+  // The k best classes of the rows of tasks [begin, end) of a plan for Op::kIndexOnly.
+  void (*topk)(const Problem& problem, const Plan& plan, std::int64_t begin, std::int64_t end);
+  // Those among classes [begin, end) of one row, in no order; returns how many there are.
+  std::int64_t (*topk_of_part)(const Problem& problem, std::int64_t row, std::int64_t begin,
+                               std::int64_t end, ScoredClass* out);
+  // The k best of a row's parts together: their indices in order, then -1.
+  void (*topk_of_parts)(const ScoredClass* found, std::int64_t count, std::int64_t k,
+                        std::int64_t* out);
   // Noise of positions first, first + 1, ...
   void (*noise)(ElementType type, std::uint64_t seed, std::uint64_t offset, std::uint64_t first,
                 std::int64_t count, void* out);

@@ -14,6 +14,7 @@
 #include <new>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #define GUMBEL_EXT_ISA avx512
 #define GUMBEL_EXT_USE_AVX512

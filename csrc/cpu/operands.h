@@ -70,6 +70,34 @@ inline void write_back(const Problem& p, const Operand& operand, std::int64_t ro
   }
 }
 
+// Classes c, ..., c + count - 1 of one row; the buffer holds kTile of them.
+template <class T>
+inline Run<const T> read_chunk(const Problem& p, const Operand& operand, std::int64_t row,
+                               std::int64_t c, std::int64_t count, T* buffer) {
+  const T* start = operand.as<const T>() + row_offset(p, operand, row) + c * operand.class_stride;
+  if (operand.class_stride == 1) return {start, start + count};
+  for (std::int64_t j = 0; j < count; ++j) buffer[j] = start[j * operand.class_stride];
+  return {buffer, buffer + kTile};
+}
+
+// Likewise of the p.inner rows from first_row on, the rows of a class one after the other.
+template <class T>
+inline Run<const T> read_slab(const Problem& p, const Operand& operand, std::int64_t first_row,
+                              std::int64_t c, std::int64_t count, T* buffer) {
+  const std::int64_t inner = p.inner;
+  if (operand.contiguous) {
+    const T* base = operand.as<const T>();
+    return {base + first_row * p.classes + c * inner, base + p.rows() * p.classes};
+  }
+  for (std::int64_t i = 0; i < inner; ++i) {
+    const T* start =
+        operand.as<const T>() + row_offset(p, operand, first_row + i) + c * operand.class_stride;
+    for (std::int64_t j = 0; j < count; ++j)
+      buffer[j * inner + i] = start[j * operand.class_stride];
+  }
+  return {buffer, buffer + kTile + kLanes};
+}
+
 // Scratch memory that is not initialised.
 template <class T>
 class Scratch {

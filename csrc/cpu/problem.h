@@ -45,6 +45,7 @@ struct Problem {
   Strides positions;
   double tau_value;  // used where tau has no data
   bool hard;
+  std::int64_t k;  // classes that gumbel_topk chooses of a row
 
   Operand logits;
   Operand mask;    // bytes, optional
@@ -52,8 +53,9 @@ struct Problem {
   Operand output;  // y: written by a forward, read by a backward from y
   Operand grad;    // of y
   Operand grad_logits;
-  std::int64_t* index;  // [rows]: written by a forward if not null, read by a backward
-  void* grad_tau;       // [rows] of the type computed in, optional
+  // [rows], [outer, k, inner] of gumbel_topk: written by a forward if not null, read by a backward.
+  std::int64_t* index;
+  void* grad_tau;  // [rows] of the type computed in, optional
 
   std::int64_t rows() const { return outer * inner; }
 };
@@ -100,6 +102,12 @@ struct ChunkState {
   std::int64_t index;  // of its first occurrence, where that could be the row's
   bool nan;
   double sum;
+};
+
+// A class that may be among the best, with its noisy logit.
+struct ScoredClass {
+  double value;
+  std::int64_t index;
 };
 
 // The steps of a split row. Between steps the caller combines what the chunks left in ChunkState.

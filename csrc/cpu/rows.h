@@ -117,7 +117,7 @@ class RowWorker {
             split_gradient(step, split, c, count, Run<const A>{work + c, work + c + count});
           } else {
             split_gradient(step, split, c, count,
-                           read_chunk(p_.output, split.row, c, count, y_buffer_));
+                           read_chunk(p_, p_.output, split.row, c, count, y_buffer_));
           }
         }
         break;
@@ -161,22 +161,13 @@ class RowWorker {
 
   // Noisy logits of one chunk of a long row; inner == 1.
   void noisy_logits(std::int64_t row, std::int64_t c, std::int64_t count, A* z, const A* z_end) {
-    const Run<const T> x = read_chunk(p_.logits, row, c, count, x_buffer_);
+    const Run<const T> x = read_chunk(p_, p_.logits, row, c, count, x_buffer_);
     Run<const std::uint8_t> allowed{nullptr, nullptr};
-    if (p_.mask) allowed = read_chunk(p_.mask, row, c, count, mask_buffer_);
+    if (p_.mask) allowed = read_chunk(p_, p_.mask, row, c, count, mask_buffer_);
     add_gumbel_noise(noise_, noise_position(p_, row, c), count, x.data, x.end, allowed.data,
                      allowed.end, z, z_end);
   }
 
-  template <class E>
-  Run<const E> read_chunk(const Operand& operand, std::int64_t row, std::int64_t c,
-                          std::int64_t count, E* buffer) {
-    const E* start =
-        operand.as<const E>() + row_offset(p_, operand, row) + c * operand.class_stride;
-    if (operand.class_stride == 1) return {start, start + count};
-    for (std::int64_t j = 0; j < count; ++j) buffer[j] = start[j * operand.class_stride];
-    return {buffer, buffer + kTile};
-  }
   Run<T> chunk_to_write(const Operand& operand, std::int64_t row, std::int64_t c,
                         std::int64_t count) {
     if (operand.class_stride != 1) return {out_tile_, out_tile_ + kTile};
@@ -350,9 +341,9 @@ class RowWorker {
 
   // Continues the search over classes c, ..., c + count - 1 of a row; inner == 1.
   void search_chunk(Best<A>& best, std::int64_t row, std::int64_t c, std::int64_t count) {
-    const Run<const T> x = read_chunk(p_.logits, row, c, count, x_buffer_);
+    const Run<const T> x = read_chunk(p_, p_.logits, row, c, count, x_buffer_);
     Run<const std::uint8_t> allowed{nullptr, nullptr};
-    if (p_.mask) allowed = read_chunk(p_.mask, row, c, count, mask_buffer_);
+    if (p_.mask) allowed = read_chunk(p_, p_.mask, row, c, count, mask_buffer_);
     prepare_search(noise_position(p_, row, c), count, x, allowed);
     update_search(best, 0, count, c, x, allowed);
   }
@@ -363,9 +354,6 @@ class RowWorker {
     return {run.data ? run.data + r * p_.classes : nullptr, run.end};
   }
 
-  // Long float32 rows are searched by bounds, others through their noisy logits: in a short row too
-  // many classes lead for a while (measured: level at about 150 classes).
-  static constexpr std::int64_t kMinBoundedClasses = 192;
   bool bounded() const { return std::is_same_v<A, float> && p_.classes >= kMinBoundedClasses; }
   void prepare_search(std::uint64_t n, std::int64_t count, const Run<const T>& x,
                       const Run<const std::uint8_t>& allowed) {
@@ -516,7 +504,7 @@ class RowWorker {
   template <class Y>
   void split_gradient(Step step, const SplitRow& split, std::int64_t c, std::int64_t count,
                       Run<const Y> y) {
-    const Run<const T> grad = read_chunk(p_.grad, split.row, c, count, x_buffer_);
+    const Run<const T> grad = read_chunk(p_, p_.grad, split.row, c, count, x_buffer_);
     const std::int64_t index = p_.index[split.row];
     const A shift = widened<A>(
         p_.grad.as<const T>()[row_offset(p_, p_.grad, split.row) + index * p_.grad.class_stride]);
@@ -549,9 +537,9 @@ class RowWorker {
     Best<A> best[kMaxInner];
     for (std::int64_t c = 0; c < classes; c += step) {
       const std::int64_t count = std::min(step, classes - c);
-      const Run<const T> x = read_slab(p_.logits, first_row, c, count, x_buffer_);
+      const Run<const T> x = read_slab(p_, p_.logits, first_row, c, count, x_buffer_);
       Run<const std::uint8_t> allowed{nullptr, nullptr};
-      if (p_.mask) allowed = read_slab(p_.mask, first_row, c, count, mask_buffer_);
+      if (p_.mask) allowed = read_slab(p_, p_.mask, first_row, c, count, mask_buffer_);
       add_gumbel_noise(noise_, noise_position(p_, first_row, c), count * inner, x.data, x.end,
                        allowed.data, allowed.end, z_buffer_,
                        static_cast<const A*>(z_buffer_ + kTile + kLanes));
@@ -582,23 +570,6 @@ class RowWorker {
                buffer + classes + kLanes);
       write_back(p_, p_.output, row, 1, buffer, buffer);
     }
-  }
-
-  template <class E>
-  Run<const E> read_slab(const Operand& operand, std::int64_t first_row, std::int64_t c,
-                         std::int64_t count, E* buffer) {
-    const std::int64_t inner = p_.inner;
-    if (operand.contiguous) {
-      const E* base = operand.as<const E>();
-      return {base + first_row * p_.classes + c * inner, base + p_.rows() * p_.classes};
-    }
-    for (std::int64_t i = 0; i < inner; ++i) {
-      const E* start =
-          operand.as<const E>() + row_offset(p_, operand, first_row + i) + c * operand.class_stride;
-      for (std::int64_t j = 0; j < count; ++j)
-        buffer[j * inner + i] = start[j * operand.class_stride];
-    }
-    return {buffer, buffer + kTile + kLanes};
   }
 
   // ---- buffers

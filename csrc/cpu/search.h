@@ -1,7 +1,10 @@
-// The best class of a row: the largest of its noisy logits, and where.
+// The best classes of a row: the largest of its noisy logits, and where.
 #pragma once
 
+#include <vector>
+
 #include "noise_span.h"
+#include "problem.h"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
@@ -67,6 +70,108 @@ inline void update_best(Best<A>& best, const A* z, std::int64_t count, const A* 
   }
 }
 
+// The order of a row's classes: NaN first, then the larger, then the lower index. With a type of
+// its own, so that what the standard library makes of it is compiled for this instruction set
+// alone.
+struct Candidate {
+  double value;
+  std::int64_t index;
+
+  bool operator<(const Candidate& other) const {
+    const bool nan = value != value, other_nan = other.value != other.value;
+    if (nan != other_nan) return nan;
+    if (nan || value == other.value) return index < other.index;
+    return value > other.value;
+  }
+};
+
+// The k best classes of a row, found in one pass over them: a class that the k-th best so far does
+// not beat joins the candidates, and when there are 2 k of those the worse half goes.
+template <class A>
+class TopClasses {
+ public:
+  void start(std::int64_t k, std::int64_t classes) {
+    k_ = static_cast<std::size_t>(k);
+    full_ = k_;
+    bar_ = -std::numeric_limits<A>::infinity();
+    candidates_.clear();
+    candidates_.reserve(static_cast<std::size_t>(std::min(2 * k, classes)));
+  }
+
+  // Of the classes to come, only those above it, and NaN, can be among the best: they come in
+  // order, and ties go to the lowest. NaN itself once k of them have been seen.
+  A bar() const { return bar_; }
+  bool closed() const { return bar_ != bar_; }
+
+  void take(A value, std::int64_t index) {
+    if (closed() || value <= bar_) return;
+    keep(value, index);
+    if (candidates_.size() == full_) drop_the_worse();
+  }
+  // In any order, and more than are chosen.
+  void keep(A value, std::int64_t index) {
+    candidates_.push_back({static_cast<double>(value), index});
+  }
+
+  // The best in no order.
+  const std::vector<Candidate>& chosen() {
+    if (candidates_.size() > k_) drop_the_worse();
+    return candidates_;
+  }
+  // Their indices in order, then -1.
+  void write(std::int64_t* out, std::int64_t stride) {
+    chosen();
+    std::sort(candidates_.begin(), candidates_.end());
+    for (std::size_t j = 0; j < k_; ++j, out += stride) {
+      *out = j < candidates_.size() ? candidates_[j].index : -1;
+    }
+  }
+
+ private:
+  void drop_the_worse() {
+    const auto last = candidates_.begin() + static_cast<std::ptrdiff_t>(k_ - 1);
+    std::nth_element(candidates_.begin(), last, candidates_.end());
+    bar_ = static_cast<A>(last->value);
+    candidates_.resize(k_);
+    full_ = 2 * k_;
+  }
+
+  std::size_t k_ = 1, full_ = 1;
+  A bar_ = 0;
+  std::vector<Candidate> candidates_;
+};
+
+// Offers those of 16 noisy logits, classes base, base + 1, ..., whose bits are set.
+template <class A>
+inline void take_lanes(TopClasses<A>& top, unsigned lanes, const A* z, std::int64_t base) {
+  for (; lanes; lanes &= lanes - 1) {
+    const int lane = __builtin_ctz(lanes);
+    top.take(z[lane], base + lane);
+  }
+}
+
+// Bits of the first `count` of 16 lanes.
+inline unsigned first_bits(std::int64_t count) {
+  return count >= kLanes ? 0xFFFFu : (1u << count) - 1;
+}
+
+// Continues the choice over z[0..count), classes base, base + 1, ...
+template <class A>
+inline void update_top(TopClasses<A>& top, const A* z, std::int64_t count, const A* z_end,
+                       std::int64_t base) {
+  using F = Vector<A>;
+  for (std::int64_t j = 0; j < count; j += kLanes) {
+    const F v = load_run(z + j, count - j, z_end);
+    const unsigned lanes = lane_bits(less(RealTraits<F>::splat(top.bar()), v) | either_nan(v, v)) &
+                           first_bits(count - j);
+    if (lanes) take_lanes(top, lanes, z + j, base + j);
+  }
+}
+
+// Long float32 rows are searched by bounds, others through their noisy logits: in a short row too
+// many classes lead for a while (measured: level at about 150 classes).
+constexpr std::int64_t kMinBoundedClasses = 192;
+
 // The same search without the noisy logits: most classes lose by a bound on their noise already,
 // which takes six operations where two logarithms take sixty.
 class BoundedSearch {
@@ -114,6 +219,26 @@ class BoundedSearch {
         to_beat = RealTraits<F32>::splat(value);
         best.index = base + j + __builtin_ctz(lane_bits(equal(z, to_beat)));
       }
+    }
+  }
+
+  // Likewise for the k best.
+  template <class T>
+  void update(TopClasses<float>& top, std::int64_t at, const T* x, const T* x_end,
+              const std::uint8_t* allowed, const std::uint8_t* allowed_end, std::int64_t count,
+              std::int64_t base) {
+    const std::uint32_t* high = first_ + at;
+    for (std::int64_t j = 0; j < count && !top.closed(); j += kLanes) {
+      const F32 logits = load_run(x + j, count - j, x_end);
+      const F32 bound = logits + gumbel_upper_bound<F32>(load_words(high + j));
+      if (__builtin_expect(!any(not_at_most(bound, RealTraits<F32>::splat(top.bar()))), 1)) {
+        continue;
+      }
+      F32 z = noisy(logits, at + j);
+      if (allowed) z = forbid<float>(allowed + j, count - j, allowed_end, z);
+      float values[kLanes];
+      store(values, z);
+      take_lanes(top, first_bits(count - j), values, base + j);
     }
   }
 
