@@ -19,12 +19,15 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
 from gumbel_ext._arguments import (
+    check_broadcast,
+    check_count,
     check_dim,
     check_optional,
     check_tensor,
     is_dtensor,
     split_tau,
     state_beside,
+    wrapped_dim,
 )
 from gumbel_ext._random_ops import keep_equal_calls_apart
 
@@ -205,6 +208,7 @@ def gumbel_argmax(
     keepdim: bool = False,
     *,
     mask: Tensor | None = None,
+    num_samples: int | None = None,
     generator: torch.Generator | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
@@ -221,15 +225,22 @@ def gumbel_argmax(
         dim: dimension of the classes.
         keepdim: whether to keep ``dim``, with size 1.
         mask: bool tensor that broadcasts to ``logits``; True = may be chosen.
+        num_samples: how many independent samples to draw of every row, at least 1; one, without a
+            dimension for it, if None. Sample ``j`` uses the noise positions from
+            ``j * logits.numel()`` on, so that the samples are those of ``logits`` repeated along a
+            dimension in front; nothing is repeated in memory.
         generator: see :func:`gumbel_softmax`.
         rng_state: see :func:`gumbel_softmax`.
 
     Returns:
-        int64 tensor of the shape of ``logits`` without ``dim``. A row that the mask forbids
-        entirely, or that has no classes, gives -1; a row with a NaN the index of the first NaN.
+        int64 tensor of the shape of ``logits`` without ``dim``, or with ``dim`` of size
+        ``num_samples`` (``[num_samples]`` for logits without dimensions). A row that the mask
+        forbids entirely, or that has no classes, gives -1; a row with a NaN the index of the first
+        NaN.
 
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as :func:`gumbel_softmax`.
+        ValueError: ``num_samples`` is not positive, or given together with ``keepdim``.
     """
     if has_torch_function_unary(logits):
         overridden: Tensor = handle_torch_function(
@@ -239,10 +250,13 @@ def gumbel_argmax(
             dim,
             keepdim,
             mask=mask,
+            num_samples=num_samples,
             generator=generator,
             rng_state=rng_state,
         )
         return overridden
+    if num_samples is not None:
+        return _samples(logits, dim, keepdim, mask, num_samples, generator, rng_state)
     if type(logits) is not Tensor and is_dtensor(logits):
         from gumbel_ext._dtensor import argmax_of_dtensor
 
@@ -253,6 +267,38 @@ def gumbel_argmax(
     rng_state = state_beside(rng_state, logits.device)
     index: Tensor = _gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state)
     return index
+
+
+def _samples(
+    logits: Tensor,
+    dim: int,
+    keepdim: bool,
+    mask: Tensor | None,
+    num_samples: int,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
+) -> Tensor:
+    """The index of ``logits`` expanded, not repeated, along a dimension in front."""
+    name = "gumbel_argmax"
+    check_tensor(name, "logits", logits)
+    check_count(name, "num_samples", num_samples, least=1)
+    if keepdim:
+        raise ValueError(
+            f"{name}: keepdim must be False with num_samples, which has the place of dim, got True"
+        )
+    dim = wrapped_dim(name, dim, logits)
+    if mask is not None:
+        check_tensor(name, "mask", mask)
+        check_broadcast(name, "mask", mask, logits)
+    shape = logits.shape if logits.dim() else (1,)
+    index = gumbel_argmax(
+        logits.expand(num_samples, *shape),
+        dim + 1,
+        mask=mask,
+        generator=generator,
+        rng_state=rng_state,
+    )
+    return index.movedim(0, dim).contiguous()
 
 
 def gumbel_noise(
