@@ -6,9 +6,7 @@ model is trained twice, step by step in turn: on `gumbel_ext.gumbel_softmax` and
 
     python examples/categorical_vae.py [--steps N] [--seed N] [--threads N] [--out FOLDER]
 
-Data: each pixel is binarised once, 1 where its grey value is at least half of the maximum, so that
-the bound is on a probability of binary images (Jang et al. train on fixed binarised images, too).
-The split is fixed: 1,437 images to train on, 360 to test, the classes equally frequent in both.
+Data: examples/digits.py.
 
 Objective: E_q[log p(x|z)] - KL(q(z|x) || p(z)), with p(z) uniform and the KL in closed form. When
 training, z is the relaxed sample, at temperature tau = max(0.5, exp(-r t)) (Jang et al. 2016,
@@ -40,16 +38,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from digits import PIXELS, SIDE, batches, load_binary_digits, negative_log_likelihood
 from matplotlib.axes import Axes
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import gumbel_ext
 
-SIDE = 8
-PIXELS = SIDE * SIDE
 LATENTS = 30
 CLASSES = 10
 
@@ -62,7 +57,6 @@ TEST_SAMPLES = 100
 TEST_EVERY = 100
 RECONSTRUCTION_SAMPLES = 20
 
-SPLIT_SEED = 0
 TEST_SEED = 1
 
 Sampler = Callable[..., Tensor]
@@ -104,12 +98,6 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     return (log_q.exp() * (log_q + math.log(CLASSES))).sum((-2, -1))
 
 
-def negative_log_likelihood(pixel_logits: Tensor, x: Tensor) -> Tensor:
-    """Returns -log p(x|z) in nats, summed over the pixels."""
-    pixel_logits, x = torch.broadcast_tensors(pixel_logits, x)
-    return F.binary_cross_entropy_with_logits(pixel_logits, x, reduction="none").sum(-1)
-
-
 def training_loss(
     model: CategoricalVAE, x: Tensor, tau: float, kl_weight: float, sample: Sampler
 ) -> Tensor:
@@ -132,17 +120,6 @@ def test_negative_elbo(model: CategoricalVAE, x: Tensor, samples: int) -> Tensor
     index = gumbel_ext.gumbel_argmax(draws, generator=generator)
     z = F.one_hot(index, CLASSES).to(x.dtype)
     return negative_log_likelihood(model.decode(z), x).mean(0) + kl_to_uniform(logits)
-
-
-def load_binary_digits() -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the images to train on and to test on, (images, PIXELS) of 0 and 1; test labels."""
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).flatten(1)
-    binary = (images >= images.max() / 2).float()
-    train, test, _, labels = train_test_split(
-        binary, digits.target, test_size=0.2, random_state=SPLIT_SEED, stratify=digits.target
-    )
-    return train, test, torch.as_tensor(labels)
 
 
 def temperature(step: int, steps: int) -> float:
@@ -179,15 +156,13 @@ def make_run(name: str, sample: Sampler, seed: int) -> Run:
 
 def train(runs: list[Run], x_train: Tensor, x_test: Tensor, steps: int, seed: int) -> None:
     """Trains the runs in turn on the same batches, timing every step and testing now and then."""
-    batches = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.int64)
+    order = batches(len(x_train), BATCH, steps, seed)
     # disable=None: a bar at a terminal, nothing in a log.
-    for step in tqdm(range(steps), desc="training", unit="step", disable=None, leave=False):
+    bar = tqdm(order, total=steps, desc="training", unit="step", disable=None, leave=False)
+    for step, batch in enumerate(bar):
         if step % TEST_EVERY == 0:
             test(runs, x_test, step)
-        if len(order) < BATCH:
-            order = torch.randperm(len(x_train), generator=batches)
-        x, order = x_train[order[:BATCH]], order[BATCH:]
+        x = x_train[batch]
         tau, weight = temperature(step, steps), kl_weight(step, steps)
         # In turn, and each first as often as the other: what else the machine does meets both.
         for run in runs if step % 2 == 0 else reversed(runs):
@@ -345,7 +320,8 @@ def main() -> None:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     torch.set_num_threads(arguments.threads)
 
-    x_train, x_test, labels = load_binary_digits()
+    digits = load_binary_digits()
+    x_train, x_test = digits.x_train, digits.x_test
     print(
         f"categorical VAE: {LATENTS} latent variables x {CLASSES} classes, batch {BATCH}, "
         f"{arguments.steps} steps, threads: {arguments.threads}\n"
@@ -359,7 +335,7 @@ def main() -> None:
     train(runs, x_train, x_test, arguments.steps, arguments.seed)
     print(report(runs, x_train, x_test))
     picture = arguments.out / "categorical_vae.png"
-    save_picture(picture, runs, x_test, labels)
+    save_picture(picture, runs, x_test, digits.labels_test)
     print(
         f"\nELBO: hard samples of the discrete latents, {TEST_SAMPLES} for each image, exact KL; "
         "the standard error is over images.\n"
