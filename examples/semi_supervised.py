@@ -148,7 +148,7 @@ def test(model: StyleAndClass, digits: Digits) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains with every method and seed, prints the table, writes the file."""
-    arguments = parse_arguments("8x8 digits with few labels.", argv, steps=3000, seeds=5)
+    arguments = parse_arguments("8x8 digits with few labels.", argv, steps=1500, seeds=5)
     digits = load_binary_digits()
     results = Results(
         "semi_supervised",

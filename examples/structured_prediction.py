@@ -116,7 +116,7 @@ def test_losses(network: nn.Module, halves: Tensor, samples: int) -> tuple[float
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains every network for every seed, prints the table, writes the file."""
     arguments = parse_arguments(
-        "Lower half of 8x8 digits from the upper half, by stochastic units.", argv, 3000, seeds=5
+        "Lower half of 8x8 digits from the upper half, by stochastic units.", argv, 1200, seeds=3
     )
     digits = load_binary_digits()
     x_train, x_test = (x.unflatten(-1, (2, HALF)) for x in (digits.x_train, digits.x_test))

@@ -147,7 +147,7 @@ def choose_learning_rate(make: Callable[[], Estimator], digits: Digits, steps: i
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains with every estimator and seed, prints the table, writes the file."""
     arguments = parse_arguments(
-        "Categorical VAE on 8x8 digits, by estimator of the gradient.", argv, steps=4000, seeds=5
+        "Categorical VAE on 8x8 digits, by estimator of the gradient.", argv, steps=2000, seeds=3
     )
     digits = load_binary_digits()
     results = Results(
