@@ -9,8 +9,11 @@ It also works, and says why, when the compiled module does not load; the exit st
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import json
 import os
+import pkgutil
 import platform
 import sys
 from collections.abc import Mapping
@@ -28,6 +31,37 @@ def registered_ops() -> list[str]:
     """Returns the schema of every op that `gumbel_ext` has registered, sorted by name."""
     schemas = torch._C._jit_get_all_schemas()
     return sorted(str(schema) for schema in schemas if schema.name.startswith("gumbel_ext::"))
+
+
+def public_names() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Finds what the modules of the package export.
+
+    Returns:
+        By module, the package itself first, each name of its ``__all__`` with what it is: class,
+        function or value. And by module the reason why it cannot be imported, such as a package
+        that is not installed.
+    """
+    package = importlib.import_module("gumbel_ext")
+    found = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    public = [f"gumbel_ext.{name}" for name in found if not name.startswith("_")]
+    names: dict[str, dict[str, str]] = {}
+    missing: dict[str, str] = {}
+    for path in ["gumbel_ext", *sorted(public)]:
+        try:
+            module = importlib.import_module(path)
+        except ImportError as error:
+            missing[path] = str(error)
+            continue
+        exported = {name: _kind(getattr(module, name)) for name in getattr(module, "__all__", ())}
+        if exported:
+            names[path] = dict(sorted(exported.items()))
+    return names, missing
+
+
+def _kind(value: object) -> str:
+    if inspect.isclass(value):
+        return "class"
+    return "function" if callable(value) else "value"
 
 
 def cuda_sentence(build_cuda: str | None, torch_cuda: str | None, gpus: int) -> str:
@@ -55,7 +89,7 @@ def cuda_sentence(build_cuda: str | None, torch_cuda: str | None, gpus: int) -> 
 
 
 def collect() -> dict[str, object]:
-    """Returns versions, machine, CPU capability, CUDA, build flags and ops; JSON types only.
+    """Returns versions, machine, CPU capability, CUDA, build flags, names and ops; JSON types only.
 
     `error` is None when the compiled module can be used. Otherwise it says why not, and what could
     not be found out is None or empty.
@@ -80,6 +114,8 @@ def collect() -> dict[str, object]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(gpus)],
         "cuda": None,
         "build": None,
+        "names": {},
+        "not_importable": {},
         "ops": [],
     }
     try:
@@ -91,6 +127,7 @@ def collect() -> dict[str, object]:
         info["cuda"] = cuda_sentence(
             build["cuda"]["version"] if build["cuda"] else None, torch.version.cuda, gpus
         )
+        info["names"], info["not_importable"] = public_names()
         info["ops"] = registered_ops()
         info["cpu_capabilities"] = _C.cpu_capabilities()
         info["cpu_capability"] = _C.cpu_capability()
@@ -103,9 +140,13 @@ def as_table(info: Mapping[str, object]) -> str:
     """Lays out what `collect` returns as lines of `name  value`, nested values indented."""
     lines = []
     for name, value in info.items():
-        if name == "error" and value is None:
+        if (name == "error" and value is None) or (name == "not_importable" and not value):
             continue
-        if isinstance(value, Mapping):
+        if name == "names" and isinstance(value, Mapping):
+            lines.append(f"{name:<22}  {sum(map(len, value.values()))}")
+            width = max(map(len, value), default=0)
+            lines += [f"  {key:<{width}}  {', '.join(item)}" for key, item in value.items()]
+        elif isinstance(value, Mapping):
             lines.append(name)
             lines += [f"  {key:<20}  {_as_text(item)}" for key, item in value.items()]
         elif name == "ops" and isinstance(value, list):
