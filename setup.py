@@ -104,8 +104,10 @@ SOURCES = [
     "csrc/cpu/sharded_rows_cpu.cpp",
 ]
 CUDA_SOURCES = [
+    "csrc/cuda/binary_concrete_cuda.cpp",
     "csrc/cuda/gumbel_softmax_cuda.cpp",
     "csrc/cuda/launch_bfloat16.cu",
+    "csrc/cuda/launch_binary.cu",
     "csrc/cuda/launch_float16.cu",
     "csrc/cuda/launch_float32.cu",
     "csrc/cuda/launch_float64.cu",

@@ -26,13 +26,43 @@ GUMBEL_EXT_DEVICE inline void record_state(const RandomState& state, std::int64_
   used_state[1] = static_cast<std::int64_t>(state.offset);
 }
 
+// What the noise is minus the logarithm of: its log2 in float32, from min(v, 1 - v), and its log in
+// float64, from both words as real numbers.
+struct GumbelLaw {
+  // E, -log of which is the noise. For v < 1/2 the logarithm of 1 - v would lose the relative
+  // accuracy of E, which the largest noise is made of: hence the series.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float log2_of_tail(DeviceF32 tail, bool upper) {
+    const DeviceF32 square = tail * tail;
+    const DeviceF32 series = fma(square,
+                                 polynomial(tail, square, Int<Numerics<float>::log1m_terms>(),
+                                            [](int i) { return Numerics<float>::log1m(i); }),
+                                 tail);
+    return log2_approximate(upper ? multiply(-Numerics<float>::ln2, log2_approximate(tail.v))
+                                  : series.v);
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double log_of_words(DeviceF64 hi, DeviceF64 lo) {
+    return log_positive(exponential_from_real_words(hi, lo)).v;
+  }
+};
+struct LogisticLaw {
+  // v / (1 - v). What 1 - v loses of a small v is below the rounding of the other logarithm.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float log2_of_tail(DeviceF32 tail, bool upper) {
+    const float odds = add(log2_approximate(tail.v), -log2_approximate(add(1.0f, -tail.v)));
+    return upper ? -odds : odds;
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double log_of_words(DeviceF64 hi, DeviceF64 lo) {
+    return -logistic_from_real_words(hi, lo).v;
+  }
+};
+
 // The words are those of every other device, to the bit. float64 noise is too; float32 noise takes
 // its logarithms from the hardware where their error is below what adding it to a logit rounds off:
 // from the series for small v as everywhere, else log2, accurate to 2^-22 of its value, or
 // absolutely for values below 1.
-class NoiseSource {
+template <class Law>
+class NoiseOf {
  public:
-  GUMBEL_EXT_DEVICE explicit NoiseSource(const RandomState& state)
+  GUMBEL_EXT_DEVICE explicit NoiseOf(const RandomState& state)
       : state_(state),
         high_words_(stream_of(state.seed, state.offset, 0)),
         low_words_(stream_of(state.seed, state.offset + 1, 0)) {}
@@ -106,7 +136,8 @@ class NoiseSource {
     }
   }
 
-  // Of E at the positions of block k, the first of which is n: log2 in float32, log in float64.
+  // Of the law at the positions of block k, the first of which is n: log2 in float32, log in
+  // float64.
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void logarithms(std::uint32_t k, std::uint64_t n,
                                                            float (&log2_e)[4]) {
     const Block hi = high_words_.block(k);
@@ -138,7 +169,7 @@ class NoiseSource {
     log_e[3] = log_from_both_words(hi.c3, lo.c3);
   }
 
-  // logit - log E; in float32 rounded once.
+  // The logit plus the noise; in float32 rounded once.
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float with_noise(float logit, float log2_e) {
     return multiply_add(log2_e, -kLn2, logit);
   }
@@ -149,40 +180,31 @@ class NoiseSource {
     // needs_low_word() as one comparison of what the float is made of anyway.
     return (hi ^ spread_top_bit(DeviceU32{hi}).v) < (1u << 20);
   }
-  // log2 E of v, given min(v, 1 - v). For v < 1/2 the logarithm of 1 - v would lose the relative
-  // accuracy of E, which the largest noise is made of: hence the series.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float log2_exponential(DeviceF32 tail,
-                                                                         bool upper) {
-    const DeviceF32 square = tail * tail;
-    const DeviceF32 series = fma(square,
-                                 polynomial(tail, square, Int<Numerics<float>::log1m_terms>(),
-                                            [](int i) { return Numerics<float>::log1m(i); }),
-                                 tail);
-    return log2_approximate(upper ? multiply(-kLn2, log2_approximate(tail.v)) : series.v);
-  }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static bool is_upper(std::uint32_t hi) {
     return static_cast<std::int32_t>(hi) < 0;
   }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float log2_from_high_word(std::uint32_t hi) {
-    return log2_exponential(tail_from_high_word<DeviceF32>(DeviceU32{hi}), is_upper(hi));
+    return Law::log2_of_tail(tail_from_high_word<DeviceF32>(DeviceU32{hi}), is_upper(hi));
   }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float log2_from_tail(std::uint32_t hi,
                                                                 std::uint64_t n) const {
     const std::uint32_t lo = philox_word(state_.seed, state_.offset + 1, n);
-    return log2_exponential(tail_from_both_words<DeviceF32>(DeviceU32{hi}, DeviceU32{lo}),
-                            is_upper(hi));
+    return Law::log2_of_tail(tail_from_both_words<DeviceF32>(DeviceU32{hi}, DeviceU32{lo}),
+                             is_upper(hi));
   }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double log_from_both_words(std::uint32_t hi,
                                                                              std::uint32_t lo) {
-    return log_positive(exponential_from_real_words(DeviceF64{static_cast<double>(hi)},
-                                                    DeviceF64{static_cast<double>(lo)}))
-        .v;
+    return Law::log_of_words(DeviceF64{static_cast<double>(hi)},
+                             DeviceF64{static_cast<double>(lo)});
   }
 
   RandomState state_;
   PhiloxStream<std::uint32_t> high_words_, low_words_;
   std::uint32_t block_high_ = 0;
 };
+
+using NoiseSource = NoiseOf<GumbelLaw>;
+using LogisticSource = NoiseOf<LogisticLaw>;
 
 // y[j] = noise of position first + j.
 template <class T>
