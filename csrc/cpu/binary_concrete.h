@@ -37,27 +37,31 @@ GUMBEL_EXT_INLINE F nan_with(const F& score, const F& value) {
   return select(either_nan(score, score), score, value);
 }
 
-// An operand of a run: a pointer that moves, or one value.
+// An operand of a run: a pointer that moves, or one that stays on copies of one value. (Not a
+// choice between a register and a load, which compilers make in memory, in pieces that no load
+// forwards.)
 template <class T, class F>
 class RunReader {
  public:
   RunReader(const RunOperand& operand, std::int64_t offset, std::int64_t count)
-      : at_(static_cast<const T*>(operand.data) + offset), end_(at_ + count), one_(operand.one) {
-    if (one_) {
-      T copies[kLanes];
-      for (int i = 0; i < kLanes; ++i) copies[i] = *at_;
-      value_ = load(copies);
+      : at_(static_cast<const T*>(operand.data) + offset), end_(at_ + count), step_(!operand.one) {
+    if (operand.one) {
+      for (int i = 0; i < kLanes; ++i) copies_[i] = *at_;
+      at_ = copies_;
+      end_ = copies_ + kLanes;
     }
   }
+  RunReader(const RunReader&) = delete;
+
   GUMBEL_EXT_INLINE F get(std::int64_t j, std::int64_t count) const {
-    return one_ ? value_ : load_run(at_ + j, count, end_);
+    return load_run_as<F>(at_ + j * step_, count, end_);
   }
 
  private:
   const T* at_;
   const T* end_;
-  bool one_;
-  F value_;
+  std::int64_t step_;
+  T copies_[kLanes];
 };
 
 // `count` elements whose noise positions begin at n. Kept out of line: the loop wants all registers
