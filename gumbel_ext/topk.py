@@ -380,9 +380,9 @@ def _log_complement(log_a: Tensor, a: Tensor, more: Tensor, dim: int) -> Tensor:
     """
     top = log_a.detach().argmax(dim, keepdim=True)
     is_top = torch.zeros_like(a, dtype=torch.bool).scatter(dim, top, True)
-    others = torch.where(more, log_a.masked_fill(is_top, -torch.inf), torch.zeros_like(log_a))
+    # Finite, because a sum of nothing but exp(-inf) has no derivative.
+    others = log_a.masked_fill(is_top, -torch.inf).clamp(min=torch.finfo(a.dtype).min / 4)
+    others = torch.where(more, others, torch.zeros_like(others))
     of_top = others.logsumexp(dim, keepdim=True)
-    finite = torch.finfo(a.dtype).min / 4
-    of_top = of_top.clamp(min=finite)
     rest = torch.log1p(-a.masked_fill(is_top, 0.0))
     return torch.where(more, torch.where(is_top, of_top, rest), torch.zeros_like(a))

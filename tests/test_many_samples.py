@@ -1,5 +1,7 @@
 """Several samples of every row: those of repeated logits, and nothing is repeated in memory."""
 
+import math
+
 import pytest
 import torch
 from oracle import DTYPES, rng_state
@@ -172,6 +174,50 @@ def test_soft_samples_of_expanded_logits(device):
         ]
         assert torch.equal(found[0][0], found[1][0])
         assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("shape", [(7, 3000), (1, 5_000_000), (3, 500, 20)], ids=str)
+def test_pieces_have_the_bits_of_the_whole(shape):
+    """More elements than are copied at once; and a sample of more, which is not copied at all."""
+    count = 20_000_000 // math.prod(shape)
+    logits = torch.randn(shape, device="cuda")
+    whole = repeated(logits, count)
+    state = rng_state(device="cuda")
+    tau = torch.rand(count, shape[0], *[1] * (len(shape) - 1), device="cuda") + 0.5
+    mask = torch.rand(whole.shape, device="cuda") < 0.9
+    weight = torch.randn_like(whole)
+    index_bytes = 8 * whole.numel() // shape[1]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    samples = gumbel_argmax(logits, 1, num_samples=count, rng_state=state)
+    assert torch.cuda.max_memory_allocated() - before <= 4 * index_bytes + (1 << 25)
+    assert torch.equal(samples.movedim(1, 0), gumbel_argmax(whole, 2, rng_state=state))
+    for hard in (False, True):
+        found = []
+        for x in (logits.expand(count, *shape), whole):
+            leaf = x.detach().requires_grad_()
+            y = gumbel_ext.gumbel_softmax(leaf, tau, hard, dim=2, mask=mask, rng_state=state)
+            found.append((y.detach(), *torch.autograd.grad((y * weight).sum(), leaf)))
+        assert torch.equal(found[0][0], found[1][0])
+        if hard:  # a soft backward reads y, not the expanded logits
+            assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.cuda_only
+def test_pieces_share_one_state_in_a_graph():
+    logits = torch.randn(7, 3000, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    gumbel_argmax(logits, num_samples=1000)
+    with torch.cuda.graph(graph):
+        samples = gumbel_argmax(logits, num_samples=1000)
+    torch.cuda.manual_seed(5)
+    graph.replay()
+    first = samples.clone()
+    graph.replay()
+    assert not torch.equal(first, samples)
+    torch.cuda.manual_seed(5)
+    assert torch.equal(first, gumbel_argmax(logits, num_samples=1000))
 
 
 # ---- modes and errors
