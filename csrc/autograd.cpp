@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "autograd_levels.h"
+#include "autograd_node.h"
 #include "gumbel_ext.h"
 
 namespace gumbel_ext {
@@ -15,31 +16,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// ---- nodes --------------------------------------------------------------------------------------
-
-// torch::autograd::Function refuses to run under a transform and has no forward mode, so there a
-// node of this kind is recorded by hand. PyTorch keeps nodes in one kind of pointer or, in later
-// versions, another.
-using NodePointer = std::decay_t<decltype(std::declval<const at::Tensor&>().grad_fn())>;
-
-template <class Node, class Pointer = NodePointer>
-auto make_node() {
-  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>) {
-    return std::shared_ptr<Node>(new Node(), [](Node* node) { deleteNode(node); });
-  } else {
-    return c10::make_intrusive<Node>();
-  }
-}
-
-template <class Node, class Pointer = NodePointer>
-Pointer pointer_to(Node* node) {
-  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>) {
-    return node->shared_from_this();
-  } else {
-    return Pointer::reclaim_copy(node);
-  }
-}
 
 // ---- formulas, differentiable in all their arguments --------------------------------------------
 
