@@ -22,9 +22,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_autocast_cuda(
                         hard, dim, mask, return_index, generator, rng_state, positions);
 }
 
+// Likewise log_softmax. The density computes in float32 and returns it anyway.
+std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_autocast_cuda(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t dim,
+    const OptionalTensor& mask, std::optional<at::Generator> generator,
+    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  return gumbel_log_softmax(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau,
+                            tau_tensor, dim, mask, generator, rng_state, positions);
+}
+
 }  // namespace
 }  // namespace gumbel_ext
 
 TORCH_LIBRARY_IMPL(gumbel_ext, AutocastCUDA, m) {
   m.impl("gumbel_softmax", &gumbel_ext::gumbel_softmax_autocast_cuda);
+  m.impl("gumbel_log_softmax", &gumbel_ext::gumbel_log_softmax_autocast_cuda);
 }

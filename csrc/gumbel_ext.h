@@ -90,4 +90,32 @@ std::tuple<at::Tensor, at::Tensor> binary_concrete_backward(
     const std::optional<at::Tensor>& tau_tensor, const at::Tensor& rng_state, bool tau_grad,
     at::OptionalSymIntArrayRef positions = std::nullopt);
 
+// The logarithm of the soft sample: (logits + Gumbel noise) / tau less its logsumexp along dim.
+// Finite where y itself is too small for a number. Returns log y and the rng_state that was used.
+std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax(
+    const at::Tensor& logits, double tau = 1.0,
+    const std::optional<at::Tensor>& tau_tensor = std::nullopt, int64_t dim = -1,
+    const std::optional<at::Tensor>& mask = std::nullopt,
+    std::optional<at::Generator> generator = std::nullopt,
+    const std::optional<at::Tensor>& rng_state = std::nullopt,
+    at::OptionalSymIntArrayRef positions = std::nullopt);
+
+// Its backward op. log_y is in the dtype that grad is computed in.
+std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_backward(
+    const at::Tensor& grad, const at::Tensor& log_y, double tau,
+    const std::optional<at::Tensor>& tau_tensor, int64_t dim, bool tau_grad);
+
+// The log density of the Concrete (Gumbel-softmax) distribution at a value on the simplex, or with
+// log_space that of its logarithm. value and logits have one dtype and broadcast together; the
+// result is without dim, in float32 for 16-bit arguments.
+at::Tensor concrete_log_prob(const at::Tensor& value, const at::Tensor& logits, double tau = 1.0,
+                             const std::optional<at::Tensor>& tau_tensor = std::nullopt,
+                             int64_t dim = -1, bool log_space = false);
+
+// Its backward op. Gradients have the broadcast shape, that of tau with dim reduced to 1.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> concrete_log_prob_backward(
+    const at::Tensor& grad, const at::Tensor& value, const at::Tensor& logits, double tau,
+    const std::optional<at::Tensor>& tau_tensor, int64_t dim, bool log_space, bool value_grad,
+    bool logits_grad, bool tau_grad);
+
 }  // namespace gumbel_ext

@@ -45,6 +45,10 @@ std::vector<torch::Library> register_refusals() {
              "binary_concrete",
              "binary_concrete_backward",
              "logistic_noise",
+             "gumbel_log_softmax",
+             "gumbel_log_softmax_backward",
+             "concrete_log_prob",
+             "concrete_log_prob_backward",
          }) {
       library.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse>());
     }

@@ -59,6 +59,24 @@ TORCH_LIBRARY(gumbel_ext, m) {
       "rng_state, bool tau_grad, SymInt[]? positions=None) -> (Tensor grad_logits, Tensor "
       "grad_tau)",
       deterministic);
+  m.def(
+      "gumbel_log_softmax(Tensor logits, float tau, Tensor? tau_tensor, int dim, Tensor? mask, "
+      "Generator? generator, Tensor? rng_state, SymInt[]? positions=None) -> (Tensor log_y, Tensor "
+      "used_rng_state)",
+      random);
+  m.def(
+      "gumbel_log_softmax_backward(Tensor grad, Tensor log_y, float tau, Tensor? tau_tensor, int "
+      "dim, bool tau_grad) -> (Tensor grad_logits, Tensor grad_tau)",
+      deterministic);
+  m.def(
+      "concrete_log_prob(Tensor value, Tensor logits, float tau, Tensor? tau_tensor, int dim, bool "
+      "log_space) -> Tensor",
+      deterministic);
+  m.def(
+      "concrete_log_prob_backward(Tensor grad, Tensor value, Tensor logits, float tau, Tensor? "
+      "tau_tensor, int dim, bool log_space, bool value_grad, bool logits_grad, bool tau_grad) -> "
+      "(Tensor grad_value, Tensor grad_logits, Tensor grad_tau)",
+      deterministic);
 
   // What rows that are sharded over processes need besides: gumbel_ext/_sharded_rows.py calls them.
   m.def("noise_at(Tensor like, Tensor position, Tensor rng_state) -> Tensor", deterministic);
@@ -149,6 +167,49 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward(
       const at::Tensor&, bool, at::OptionalSymIntArrayRef);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_softmax_hard_backward");
   return op.call(grad, logits, index, tau, tau_tensor, dim, mask, rng_state, tau_grad, positions);
+}
+
+std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax(
+    const at::Tensor& logits, double tau, const std::optional<at::Tensor>& tau_tensor, int64_t dim,
+    const std::optional<at::Tensor>& mask, std::optional<at::Generator> generator,
+    const std::optional<at::Tensor>& rng_state, at::OptionalSymIntArrayRef positions) {
+  using Function = std::tuple<at::Tensor, at::Tensor>(
+      const at::Tensor&, double, const std::optional<at::Tensor>&, int64_t,
+      const std::optional<at::Tensor>&, std::optional<at::Generator>,
+      const std::optional<at::Tensor>&, at::OptionalSymIntArrayRef);
+  static const auto op = find_op<Function>("gumbel_ext::gumbel_log_softmax");
+  return op.call(logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
+}
+
+std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_backward(
+    const at::Tensor& grad, const at::Tensor& log_y, double tau,
+    const std::optional<at::Tensor>& tau_tensor, int64_t dim, bool tau_grad) {
+  using Function =
+      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, double,
+                                         const std::optional<at::Tensor>&, int64_t, bool);
+  static const auto op = find_op<Function>("gumbel_ext::gumbel_log_softmax_backward");
+  return op.call(grad, log_y, tau, tau_tensor, dim, tau_grad);
+}
+
+at::Tensor concrete_log_prob(const at::Tensor& value, const at::Tensor& logits, double tau,
+                             const std::optional<at::Tensor>& tau_tensor, int64_t dim,
+                             bool log_space) {
+  using Function = at::Tensor(const at::Tensor&, const at::Tensor&, double,
+                              const std::optional<at::Tensor>&, int64_t, bool);
+  static const auto op = find_op<Function>("gumbel_ext::concrete_log_prob");
+  return op.call(value, logits, tau, tau_tensor, dim, log_space);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> concrete_log_prob_backward(
+    const at::Tensor& grad, const at::Tensor& value, const at::Tensor& logits, double tau,
+    const std::optional<at::Tensor>& tau_tensor, int64_t dim, bool log_space, bool value_grad,
+    bool logits_grad, bool tau_grad) {
+  using Function = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+      const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
+      const std::optional<at::Tensor>&, int64_t, bool, bool, bool, bool);
+  static const auto op = find_op<Function>("gumbel_ext::concrete_log_prob_backward");
+  return op.call(grad, value, logits, tau, tau_tensor, dim, log_space, value_grad, logits_grad,
+                 tau_grad);
 }
 
 }  // namespace gumbel_ext

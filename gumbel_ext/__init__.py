@@ -12,8 +12,10 @@ __all__ = [
     "__version__",
     "binary_concrete",
     "binary_concrete_log_prob",
+    "concrete_log_prob",
     "draw_rng_state",
     "gumbel_argmax",
+    "gumbel_log_softmax",
     "gumbel_noise",
     "gumbel_softmax",
     "gumbel_topk",
@@ -33,6 +35,7 @@ except ImportError:
 else:
     from gumbel_ext._checkpoint import replay_generators
     from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logistic_noise
+    from gumbel_ext.concrete import concrete_log_prob, gumbel_log_softmax
     from gumbel_ext.functional import draw_rng_state, gumbel_argmax, gumbel_noise, gumbel_softmax
     from gumbel_ext.patch import PatchHandle, patch_torch
     from gumbel_ext.topk import gumbel_topk, relaxed_topk

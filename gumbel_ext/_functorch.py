@@ -357,11 +357,162 @@ def _gumbel_softmax_hard_backward(
     return level.wrap(grad_logits), level.wrap(grad_tau) if tau_grad else grad_tau
 
 
+def _gumbel_log_softmax(
+    logits: Tensor,
+    tau: float,
+    tau_tensor: Tensor | None,
+    dim: int,
+    mask: Tensor | None,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
+    positions: Positions | None = None,
+) -> tuple[Tensor, Tensor]:
+    level = _Level("gumbel_log_softmax")
+    different = level.draws(rng_state)
+    args = (logits, tau, tau_tensor, dim, mask, generator, rng_state, positions)
+    if level.own_states(rng_state):
+        results = level.one_by_one(_ops.gumbel_log_softmax, args)
+        with level.below():
+            log_y, state = (torch.stack(parts) for parts in zip(*results, strict=True))
+        return level.wrap(log_y), level.wrap(state)
+    if not different and not level.has(logits, tau_tensor, mask, rng_state):
+        with level.below():
+            log_y, state = _ops.gumbel_log_softmax(*args)
+        return log_y, state
+
+    dims, batch_dim = level.example_dims(logits, dim)
+    where = level.positions(logits.shape, positions, different)
+    with level.below():
+        log_y, state = _ops.gumbel_log_softmax(
+            level.whole(logits, dims),
+            tau,
+            level.broadcast("tau", tau_tensor, logits, dims),
+            batch_dim,
+            level.broadcast("mask", mask, logits, dims),
+            generator,
+            level.common_state(rng_state),
+            where,
+        )
+        if logits.dim() == 0:
+            log_y = log_y.squeeze(1)
+    return level.wrap(log_y), state
+
+
+def _gumbel_log_softmax_backward(
+    grad: Tensor,
+    log_y: Tensor,
+    tau: float,
+    tau_tensor: Tensor | None,
+    dim: int,
+    tau_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    level = _Level("gumbel_log_softmax_backward")
+    dims, batch_dim = level.example_dims(log_y, dim)
+    with level.below():
+        grad_logits, grad_tau = _ops.gumbel_log_softmax_backward(
+            level.whole(grad, dims),
+            level.whole(log_y, dims),
+            tau,
+            level.broadcast("tau", tau_tensor, log_y, dims),
+            batch_dim,
+            tau_grad,
+        )
+        if log_y.dim() == 0:
+            grad_logits = grad_logits.squeeze(1)
+            grad_tau = grad_tau.squeeze(1) if tau_grad else grad_tau
+    return level.wrap(grad_logits), level.wrap(grad_tau) if tau_grad else grad_tau
+
+
+class _DensityArguments:
+    """Value and logits of a whole batch, their dimensions in line; copies of neither."""
+
+    def __init__(
+        self, level: _Level, value: Tensor, logits: Tensor, tau_tensor: Tensor | None, dim: int
+    ) -> None:
+        shape = torch.broadcast_shapes(value.shape, logits.shape)
+        self.like = torch.empty((), device="meta").expand(shape)
+        self.scalar = not shape
+        self.dims, self.dim = level.example_dims(self.like, dim)
+        with level.below():
+            self.value = self._in_line(level, value)
+            self.logits = self._in_line(level, logits)
+            tau = None if tau_tensor is None else level.unwrap(tau_tensor)
+            if tau is not None and tau[1]:
+                tensor = tau[0]
+                ones = [1] * (self.dims - tensor.dim() + 1)
+                self.tau: Tensor | None = tensor.reshape(level.size, *ones, *tensor.shape[1:])
+            else:
+                self.tau = None if tau is None else tau[0]
+            # The batch dimension must be there, of whichever argument it was.
+            if self.value.shape[0] == self.logits.shape[0] == 1:
+                self.value = self.value.expand(level.size, *self.value.shape[1:])
+
+    def _in_line(self, level: _Level, tensor: Tensor) -> Tensor:
+        value, batched = level.unwrap(tensor)
+        if not batched:
+            value = value.unsqueeze(0)
+        ones = [1] * (self.dims - value.dim() + 1)
+        return value.reshape(value.shape[0], *ones, *value.shape[1:])
+
+
+def _concrete_log_prob(
+    value: Tensor,
+    logits: Tensor,
+    tau: float,
+    tau_tensor: Tensor | None,
+    dim: int,
+    log_space: bool,
+) -> Tensor:
+    level = _Level("concrete_log_prob")
+    a = _DensityArguments(level, value, logits, tau_tensor, dim)
+    with level.below():
+        density = _ops.concrete_log_prob(a.value, a.logits, tau, a.tau, a.dim, log_space)
+    return level.wrap(density)
+
+
+def _concrete_log_prob_backward(
+    grad: Tensor,
+    value: Tensor,
+    logits: Tensor,
+    tau: float,
+    tau_tensor: Tensor | None,
+    dim: int,
+    log_space: bool,
+    value_grad: bool,
+    logits_grad: bool,
+    tau_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    level = _Level("concrete_log_prob_backward")
+    a = _DensityArguments(level, value, logits, tau_tensor, dim)
+    wanted = (value_grad, logits_grad, tau_grad)
+    # Of an example: gradients of an argument that is not summed over come in its dtype.
+    summed = (value.shape != a.like.shape, logits.shape != a.like.shape)
+    with level.below():
+        whole_grad, batched = level.unwrap(grad)
+        if not batched:
+            whole_grad = whole_grad.expand(level.size, *whole_grad.shape)
+        results = _ops.concrete_log_prob_backward(
+            whole_grad, a.value, a.logits, tau, a.tau, a.dim, log_space, *wanted
+        )
+        results = [
+            r.squeeze(1) if a.scalar and w else r for r, w in zip(results, wanted, strict=True)
+        ]
+        for i in range(2):
+            if wanted[i] and not summed[i]:
+                results[i] = results[i].to(value.dtype)
+    grads = [level.wrap(r) if w else r for r, w in zip(results, wanted, strict=True)]
+    return grads[0], grads[1], grads[2]
+
+
 _library = torch.library.Library("gumbel_ext", "IMPL")
 # The key of random ops: they must be told of a vmap none of whose tensors they are given.
 _library.impl("gumbel_softmax", _gumbel_softmax, "FuncTorchVmapMode")
 _library.impl("gumbel_argmax", _gumbel_argmax, "FuncTorchVmapMode")
 _library.impl("gumbel_topk", _gumbel_topk, "FuncTorchVmapMode")
 _library.impl("gumbel_noise", _gumbel_noise, "FuncTorchVmapMode")
+_library.impl("gumbel_log_softmax", _gumbel_log_softmax, "FuncTorchVmapMode")
 _library.impl("gumbel_softmax_backward", _gumbel_softmax_backward, "FuncTorchBatched")
 _library.impl("gumbel_softmax_hard_backward", _gumbel_softmax_hard_backward, "FuncTorchBatched")
+_library.impl("gumbel_log_softmax_backward", _gumbel_log_softmax_backward, "FuncTorchBatched")
+_library.impl("concrete_log_prob", _concrete_log_prob, "FuncTorchBatched")
+_library.impl("concrete_log_prob_backward", _concrete_log_prob_backward, "FuncTorchBatched")
