@@ -1,6 +1,7 @@
 # make demo    the example: a categorical VAE; leaves a picture in demo/
 # make test    the tests;    make test-torch TORCH=2.8.0 with another torch
 # make features  docs/features.md, from the tests
+# make figures  docs/figures/*.png with their numbers; make figures FIGURES=samples one of them
 # make bench   the measurements; leaves JSON in benchmarks/results, tables and plots in docs/
 # make lint    ruff, mypy, clang-format, changing nothing;    make format changes
 # make sanitize  the C++ under ASan + UBSan and TSan
@@ -24,7 +25,7 @@ CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cuh' -o -
 CXX_FILES = $(shell find csrc tests/cpp tests/cuda $(CXX_NAMES))
 BUILD_INPUTS = setup.py pyproject.toml gumbel_ext/_version.py $(shell find csrc -type d -o $(CXX_NAMES))
 
-.PHONY: build demo test features test-torch bench lint format sanitize cuda-check clean
+.PHONY: build demo test features figures test-torch bench lint format sanitize cuda-check clean
 
 build: $(VENV)/.built
 
@@ -36,6 +37,9 @@ test: build
 
 features: build
 	$(RUN) -m pytest -m feature --features=write
+
+figures: build
+	$(RUN) docs/figures/draw.py $(FIGURES)
 
 # In a copy of the tree with an environment of its own, because the compiled module lies beside the
 # Python files. The copy keeps them, its objects and its environment from one time to the next.

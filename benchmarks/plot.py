@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 from labels import (
     ARGMAX,
     COMPILED,
@@ -41,13 +41,11 @@ from labels import (
     SOFTMAX,
     TINY,
 )
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from style import FAINT, FONT, GRID, STYLES, heading, save
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -581,47 +579,6 @@ def replace_section(page: str, name: str, texts: list[str]) -> str:
 
 # --- pictures ---
 
-# Okabe and Ito's palette, which the common forms of colour blindness keep apart; markers and
-# dashes say the same again.
-INK, FAINT = "#222222", "#8a8a8a"
-STYLES: dict[str, dict[str, Any]] = {
-    EAGER: {"color": "#333333", "marker": "s", "linewidth": 1.3, "markersize": 4},
-    ARGMAX: {"color": "#333333", "marker": "s", "linewidth": 1.3, "markersize": 4},
-    COMPILED: {"color": "#E69F00", "marker": "^", "linewidth": 1.3, "markersize": 4.5},
-    COMPILED_ARGMAX: {"color": "#E69F00", "marker": "^", "linewidth": 1.3, "markersize": 4.5},
-    GUMBEL_EXT: {"color": "#0072B2", "marker": "o", "linewidth": 2.4, "markersize": 5.5},
-    SOFTMAX: {
-        "color": "#CC79A7",
-        "marker": "D",
-        "linewidth": 1.2,
-        "markersize": 3.2,
-        "linestyle": (0, (4, 2)),
-    },
-    COPY: {
-        "color": FAINT,
-        "marker": "",
-        "linewidth": 1.2,
-        "linestyle": (0, (1, 1.5)),
-    },
-}
-FONT: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
-
-def save(figure: Any, path: Path) -> None:
-    """Same data, same bytes: no date and no program version inside the file."""
-    figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
-    plt.close(figure)
-
 
 def machine_caption(result: Result) -> str:
     document = result.document
@@ -673,7 +630,7 @@ def draw_panel(axes: Axes, result: Result, op: str, peer: str, title: str) -> No
         range(len(labels)), labels, fontsize=6 if result.on_gpu else 7, linespacing=0.95
     )
     axes.tick_params(axis="x", length=0)
-    axes.grid(axis="y", which="major", color="#dddddd", linewidth=0.7)
+    axes.grid(axis="y", which="major", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
 
 
@@ -712,21 +669,10 @@ def speed_picture(result: Result, path: Path) -> None:
             handlelength=2.6,
             columnspacing=1.4,
         )
-        figure.text(
-            0.014,
-            0.945,
+        heading(
+            figure,
             "Gumbel-softmax on a GPU" if result.on_gpu else "Gumbel-softmax on the CPU",
-            fontsize=11.5,
-            fontweight="bold",
-            va="baseline",
-        )
-        figure.text(
-            0.985,
-            0.945,
             "lower is better; numbers: times faster than PyTorch",
-            fontsize=8.5,
-            va="baseline",
-            ha="right",
         )
         figure.text(0.985, 0.014, machine_caption(result), fontsize=7, color=FAINT, ha="right")
         save(figure, path)
