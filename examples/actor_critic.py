@@ -39,7 +39,6 @@ import torch.nn.functional as F
 from categorical_vae import perceptron
 from results import Column, Results, parse_arguments
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import gumbel_ext
 
@@ -279,22 +278,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             Column("test_return", f"return, of {LONGEST_EPISODE}", 0),
             Column("training_return", "mean return while training", 0),
         ],
+        arguments.seeds,
         {
             "steps": arguments.steps,
-            "seeds": arguments.seeds,
             "threads": arguments.threads,
             "gymnasium": gymnasium.__version__,
         },
     )
-    for name, method in tqdm(METHODS.items(), desc="methods", disable=None, leave=False):
-        for seed in arguments.seeds:
+    for seed in results.each_seed(arguments.out):
+        for name, method in METHODS.items():
             agent, returns = train(method, arguments.steps, seed)
             results.add(
                 name,
                 test_return=test_return(agent),
                 training_return=sum(returns) / max(1, len(returns)),
             )
-    results.finish(arguments.out)
+    results.show()
 
 
 if __name__ == "__main__":

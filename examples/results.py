@@ -11,12 +11,13 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import gumbel_ext
 
@@ -37,15 +38,26 @@ class Results:
     Attributes:
         example: its name, that of the file.
         columns: what is measured.
+        seeds: the random seeds, in their order.
         settings: the arguments, and what else the numbers depend on.
         rows: name -> key of the column -> values in the order of the seeds.
     """
 
     example: str
     columns: Sequence[Column]
+    seeds: Sequence[int]
     settings: dict[str, Any]
     rows: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+
+    def each_seed(self, out: Path) -> Iterator[int]:
+        """Yields the seeds, and after each writes the file: what stops early keeps the others."""
+        self.settings["seeds"] = []
+        # disable=None: a bar at a terminal, nothing in a log.
+        for seed in tqdm(self.seeds, desc="seeds", disable=None, leave=False):
+            yield seed
+            self.settings["seeds"].append(seed)
+            self.write(out)
 
     def add(self, row: str, **values: float) -> None:
         """Appends one seed's numbers."""
@@ -76,11 +88,10 @@ class Results:
         path.write_text(json.dumps(self.document(), indent=1) + "\n")
         return path
 
-    def finish(self, folder: Path) -> None:
-        """Prints the table and writes the file."""
+    def show(self) -> None:
+        """Prints the table."""
         document = self.document()
         print(f"\n{table(document)}\n\nmean ± standard deviation over seeds {seeds(document)}")
-        print(f"file: {self.write(folder)}")
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -35,7 +35,6 @@ from digits import (
 )
 from results import Column, Results, parse_arguments
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import gumbel_ext
 
@@ -156,21 +155,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             Column("accuracy", "test accuracy, %", 1),
             Column("test_nats", "test bound, nats", 2),
         ],
+        arguments.seeds,
         {
             "steps": arguments.steps,
-            "seeds": arguments.seeds,
             "threads": arguments.threads,
             "labels": LABELS_PER_CLASS * CLASSES,
         },
     )
-    for name, method in tqdm(METHODS.items(), desc="methods", disable=None, leave=False):
-        for seed in arguments.seeds:
+    for seed in results.each_seed(arguments.out):
+        for name, method in METHODS.items():
             model = train(method, digits, arguments.steps, seed)
             accuracy, nats = test(model, digits)
             results.add(name, accuracy=accuracy)
             if method is not None:  # without, encoder and decoder are as they were
                 results.add(name, test_nats=nats)
-    results.finish(arguments.out)
+    results.show()
 
 
 if __name__ == "__main__":

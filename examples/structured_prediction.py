@@ -29,7 +29,6 @@ from categorical_vae import BATCH, temperature
 from digits import PIXELS, batches, load_binary_digits, negative_log_likelihood
 from results import Column, Results, parse_arguments
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import gumbel_ext
 
@@ -126,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             Column("one", "test, 1 sample, nats", 2),
             Column("many", f"test, {TEST_SAMPLES} samples, nats", 2),
         ],
-        {"steps": arguments.steps, "seeds": arguments.seeds, "threads": arguments.threads},
+        arguments.seeds,
+        {"steps": arguments.steps, "threads": arguments.threads},
     )
     rows = [
         (kind, hard, samples)
@@ -134,13 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for samples in TRAINING_SAMPLES
         for hard in (False, True)
     ]
-    for kind, hard, samples in tqdm(rows, desc="networks", disable=None, leave=False):
-        for seed in arguments.seeds:
+    for seed in results.each_seed(arguments.out):
+        for kind, hard, samples in rows:
             network = train(kind, hard, samples, x_train, arguments.steps, seed)
             one, many = test_losses(network, x_test, TEST_SAMPLES)
             name = f"{kind}, {'straight-through' if hard else 'soft'}, trained with m = {samples}"
             results.add(name, one=one, many=many)
-    results.finish(arguments.out)
+    results.show()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ from categorical_vae import (
 from digits import Digits, batches, load_binary_digits, negative_log_likelihood, validation_split
 from results import Column, Results, parse_arguments
 from torch import Tensor
-from tqdm import tqdm
 
 import gumbel_ext
 
@@ -157,20 +156,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             Column("test_nats", "test, nats", 2),
             Column("train_nats", "training images, nats", 2),
         ],
-        {"steps": arguments.steps, "seeds": arguments.seeds, "threads": arguments.threads},
+        arguments.seeds,
+        {"steps": arguments.steps, "threads": arguments.threads},
     )
-    # disable=None: a bar at a terminal, nothing in a log.
-    for name, make in tqdm(ESTIMATORS.items(), desc="estimators", disable=None, leave=False):
-        learning_rate = choose_learning_rate(make, digits, arguments.steps)
-        for seed in arguments.seeds:
-            model = train(make(), learning_rate, digits.x_train, arguments.steps, seed)
+    learning_rates = {
+        name: choose_learning_rate(make, digits, arguments.steps)
+        for name, make in ESTIMATORS.items()
+    }
+    for seed in results.each_seed(arguments.out):
+        for name, make in ESTIMATORS.items():
+            model = train(make(), learning_rates[name], digits.x_train, arguments.steps, seed)
             results.add(
                 name,
-                learning_rate=learning_rate,
+                learning_rate=learning_rates[name],
                 test_nats=test_negative_elbo(model, digits.x_test, TEST_SAMPLES).mean().item(),
                 train_nats=test_negative_elbo(model, digits.x_train, samples=10).mean().item(),
             )
-    results.finish(arguments.out)
+    results.show()
 
 
 if __name__ == "__main__":
