@@ -1,4 +1,5 @@
 # make demo    the example: a categorical VAE; leaves a picture in demo/
+# make examples  the other examples; their numbers go into docs/examples.md
 # make test    the tests;    make test-torch TORCH=2.8.0 with another torch
 # make features  docs/features.md, from the tests
 # make figures  docs/figures/*.png with their numbers; make figures FIGURES=samples one of them
@@ -25,12 +26,19 @@ CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cuh' -o -
 CXX_FILES = $(shell find csrc tests/cpp tests/cuda $(CXX_NAMES))
 BUILD_INPUTS = setup.py pyproject.toml gumbel_ext/_version.py $(shell find csrc -type d -o $(CXX_NAMES))
 
-.PHONY: build demo test features figures test-torch bench lint format sanitize cuda-check clean
+.PHONY: build demo examples test features figures test-torch bench lint format sanitize cuda-check clean
 
 build: $(VENV)/.built
 
 demo: build
 	$(RUN) examples/categorical_vae.py --out demo
+
+examples: build
+	$(RUN) examples/vae_estimators.py --out docs/examples
+	$(RUN) examples/structured_prediction.py --out docs/examples
+	$(RUN) examples/semi_supervised.py --out docs/examples
+	$(RUN) examples/actor_critic.py --out docs/examples
+	$(RUN) benchmarks/examples_page.py
 
 test: build
 	$(RUN) -m pytest $(or $(PYTEST_ARGS),--features=check)
@@ -60,6 +68,8 @@ bench: build
 	$(RUN) benchmarks/bench_family.py $(filter --quick,$(BENCH_ARGS))
 	$(RUN) benchmarks/plot.py
 	$(RUN) benchmarks/family_tables.py
+	$(RUN) benchmarks/bench_semi_supervised.py $(filter --quick,$(BENCH_ARGS))
+	$(RUN) benchmarks/examples_page.py
 
 lint: build
 	$(RUN) -m ruff check .

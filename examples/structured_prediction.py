@@ -77,10 +77,9 @@ class StochasticNetwork(nn.Module):
         return pixel_logits
 
 
-def multi_sample_loss(pixel_logits: Tensor, y: Tensor) -> Tensor:
-    """Returns -log 1/m sum_i p(y|z_i) in nats: (batch,) for pixel logits (m, batch, HALF)."""
-    log_p = -negative_log_likelihood(pixel_logits, y)
-    return math.log(len(log_p)) - log_p.logsumexp(0)
+def multi_sample_loss(losses: Tensor) -> Tensor:
+    """Returns -log 1/m sum_i p(y|z_i) in nats: (batch,) for losses -log p(y|z_i), (m, batch)."""
+    return math.log(len(losses)) - (-losses).logsumexp(0)
 
 
 def train(kind: str, hard: bool, samples: int, halves: Tensor, steps: int, seed: int) -> nn.Module:
@@ -91,8 +90,9 @@ def train(kind: str, hard: bool, samples: int, halves: Tensor, steps: int, seed:
     for step, batch in enumerate(batches(len(halves), BATCH, steps, seed)):
         x, y = halves[batch].unbind(1)
         pixel_logits = network(x, samples, temperature(step, steps), hard)
+        loss = multi_sample_loss(negative_log_likelihood(pixel_logits, y)).mean()
         optimizer.zero_grad()
-        multi_sample_loss(pixel_logits, y).mean().backward()
+        loss.backward()
         optimizer.step()
     return network
 
@@ -105,11 +105,10 @@ def test_losses(network: nn.Module, halves: Tensor, samples: int) -> tuple[float
     pieces = []
     for done in range(0, samples, SAMPLES_AT_A_TIME):
         count = min(SAMPLES_AT_A_TIME, samples - done)
-        pieces.append(-negative_log_likelihood(network(x, count, 1.0, True), y))
-    log_p = torch.cat(pieces)
-    many = math.log(samples) - log_p.logsumexp(0)
+        pieces.append(negative_log_likelihood(network(x, count, 1.0, True), y))
+    losses = torch.cat(pieces)
     # The mean over all samples is that of losses with one sample each.
-    return -log_p.mean().item(), many.mean().item()
+    return losses.mean().item(), multi_sample_loss(losses).mean().item()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
