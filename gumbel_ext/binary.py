@@ -53,7 +53,7 @@ def binary_concrete(
         y = \sigma\big((l + L) / \tau\big), \qquad L = \log(1 - v) - \log v, \quad
         v \sim \operatorname{Uniform}(0, 1)
 
-    elementwise (Maddison et al., eq. 15 ff.; the first of two classes of Jang et al., eq. 2, whose
+    elementwise (Maddison et al., appendix B; the first of two classes of Jang et al., eq. 2, whose
     logits differ by ``l``). With ``hard=True`` the value is 1 where ``l + L > 0`` and 0 elsewhere,
     an exact sample of a Bernoulli variable with probability :math:`\sigma(l)`, and the gradient
     that of the soft sample (straight-through).
@@ -170,7 +170,7 @@ def binary_concrete_log_prob(value: Tensor, logits: Tensor, tau: Number | Tensor
         \log p(y) = \log \frac{\tau \alpha y^{-\tau - 1} (1 - y)^{-\tau - 1}}
         {\big(\alpha y^{-\tau} + (1 - y)^{-\tau}\big)^2}, \qquad \alpha = e^l
 
-    (Maddison et al., eq. 24), computed from
+    (Maddison et al., appendix B), computed from
     :math:`x = \tau \operatorname{logit}(y) - l`, the noise that gives ``y``, as
 
     .. math::

@@ -1,0 +1,101 @@
+"""Relaxed Bernoulli samples, beside torch.distributions and the equation in PyTorch's ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import environment
+import torch
+from timing import Call
+from torch import Tensor
+
+import gumbel_ext
+from family.case import FamilyCase
+
+FORWARD, HARD, TRAIN, NOISE, DENSITY = (
+    "sample",
+    "straight-through sample",
+    "sample + backward",
+    "noise",
+    "log density",
+)
+TAU = 0.5
+SHAPE = (65536, 64)
+
+
+def cases() -> list[FamilyCase]:
+    """The page's table."""
+    table = [
+        _case(op, SHAPE, dtype, quick=op == FORWARD)
+        for op in (FORWARD, HARD, TRAIN)
+        for dtype in ("float32", "bfloat16")
+    ]
+    table += [_case(FORWARD, (128, 8), "float32"), _case(TRAIN, (128, 8), "float32")]
+    return [*table, _case(NOISE, SHAPE, "float32"), _case(DENSITY, SHAPE, "float32")]
+
+
+def _case(op: str, shape: tuple[int, ...], dtype: str, quick: bool = False) -> FamilyCase:
+    return FamilyCase(
+        page="binary-concrete",
+        op=op,
+        shape=shape,
+        dtype=dtype,
+        elements=math.prod(shape),
+        contenders=lambda: _contenders(op, shape, getattr(torch, dtype)),
+        quick=quick,
+    )
+
+
+def _composite(logits: Tensor) -> Tensor:
+    return torch.sigmoid((logits + torch.logit(torch.rand_like(logits))) / TAU)
+
+
+def _straight_through(logits: Tensor) -> Tensor:
+    y = _composite(logits)
+    return (y > 0.5).to(y.dtype) + (y - y.detach())
+
+
+def _functions(op: str, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
+    if op == NOISE:
+        return {
+            "gumbel_ext": lambda x: gumbel_ext.logistic_noise(x.shape, dtype=x.dtype),
+            "gumbel_ext.gumbel_noise": lambda x: gumbel_ext.gumbel_noise(x.shape, dtype=x.dtype),
+            "logit(rand)": lambda x: torch.logit(torch.rand_like(x)),
+        }
+    tau = torch.tensor(TAU, dtype=dtype)
+
+    def distribution(logits: Tensor) -> torch.distributions.RelaxedBernoulli:
+        return torch.distributions.RelaxedBernoulli(tau, logits=logits, validate_args=False)
+
+    if op == DENSITY:
+        return {
+            "gumbel_ext": lambda x: gumbel_ext.binary_concrete_log_prob(torch.sigmoid(x), x, TAU),
+            "torch.distributions": lambda x: distribution(x).log_prob(torch.sigmoid(x)),
+        }
+    hard = op == HARD
+    composite = _straight_through if hard else _composite
+    torch._dynamo.reset()
+    race: dict[str, Callable[[Tensor], Tensor]] = {
+        "gumbel_ext": lambda x: gumbel_ext.binary_concrete(x, TAU, hard),
+    }
+    if not hard:
+        race["torch.distributions"] = lambda x: distribution(x).rsample()
+    race["PyTorch"] = composite
+    race["torch.compile"] = torch.compile(composite, fullgraph=True, dynamic=False)
+    return race
+
+
+def _contenders(op: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Call], int]:
+    bytes_each = math.prod(shape) * dtype.itemsize
+    count = min(64, max(2, math.ceil(2 * environment.last_level_cache() / bytes_each)))
+    train = op == TRAIN
+    logits = [torch.randn(shape).to(dtype).requires_grad_(train) for _ in range(count)]
+    grads = [torch.randn(shape).to(dtype) for _ in range(count)]
+
+    def bind(function: Callable[[Tensor], Tensor]) -> Call:
+        if train:
+            return lambda i: torch.autograd.grad(function(logits[i]), logits[i], grads[i])
+        return lambda i: function(logits[i])
+
+    return {name: bind(f) for name, f in _functions(op, dtype).items()}, count
