@@ -48,7 +48,7 @@ def example_section(document: dict[str, Any]) -> str:
     ]
     caption = [
         f"{settings['steps']:,} steps",
-        f"seeds {results.seeds(document)}",
+        results.seeds(document),
         *more,
         f"torch {versions['torch']}",
         f"gumbel_ext {versions['gumbel_ext']}",
@@ -100,7 +100,8 @@ def times_picture(document: dict[str, Any], path: Path) -> None:
         rows = of_contender(document, name)
         classes = [row["classes"] for row in rows]
         times = [row["milliseconds_per_step"]["median"] for row in rows]
-        axes.plot(classes, times, label=name, linewidth=2, markersize=5, **style)
+        label = f"{name}; numbers: over straight-through" if style is STYLES[-1] else name
+        axes.plot(classes, times, label=label, linewidth=2, markersize=5, **style)
     # The last drawn is the sum, whose ratios are the point of the picture.
     for row, time in zip(rows, times, strict=True):
         axes.annotate(

@@ -91,7 +91,7 @@ class Results:
     def show(self) -> None:
         """Prints the table."""
         document = self.document()
-        print(f"\n{table(document)}\n\nmean ± standard deviation over seeds {seeds(document)}")
+        print(f"\n{table(document)}\n\nmean ± standard deviation over {seeds(document)}")
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -103,9 +103,9 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def seeds(document: dict[str, Any]) -> str:
-    """Returns the seeds as text: 0 to 4."""
+    """Returns the seeds as text: seeds 0 to 4."""
     used = document["settings"]["seeds"]
-    return str(used[0]) if len(used) == 1 else f"{used[0]} to {used[-1]}"
+    return f"seed {used[0]}" if len(used) == 1 else f"seeds {used[0]} to {used[-1]}"
 
 
 def table(document: dict[str, Any]) -> str:
