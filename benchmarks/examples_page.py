@@ -15,12 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from plot import number, table
+from style import FAINT, FONT, GRID, heading, save
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,9 +29,9 @@ import results  # noqa: E402
 TIMES = "times"
 PICTURE = "semi-supervised-time.png"
 STYLES = (
-    {"color": "#1f6fb4", "marker": "o"},
-    {"color": "#6db3e8", "marker": "s", "linestyle": "--"},
-    {"color": "#c8553d", "marker": "^"},
+    {"color": "#0072B2", "marker": "o"},
+    {"color": "#56B4E9", "marker": "s", "linestyle": "--"},
+    {"color": "#333333", "marker": "^"},
 )
 
 
@@ -95,41 +93,37 @@ def times_section(document: dict[str, Any]) -> str:
 
 
 def times_picture(document: dict[str, Any], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for name, style in zip(contenders(document), STYLES, strict=True):
-        rows = of_contender(document, name)
-        classes = [row["classes"] for row in rows]
-        times = [row["milliseconds_per_step"]["median"] for row in rows]
-        label = f"{name}; numbers: over straight-through" if style is STYLES[-1] else name
-        axes.plot(classes, times, label=label, linewidth=2, markersize=5, **style)
-    # The last drawn is the sum, whose ratios are the point of the picture.
-    for row, time in zip(rows, times, strict=True):
-        axes.annotate(
-            f"{row['time_over_baseline']['median']:.2g}x",
-            (row["classes"], time),
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-            color=STYLES[-1]["color"],
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_ylim(top=max(times) * 1.6)
-    axes.set_xticks(classes, [str(each) for each in classes])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("classes K")
-    axes.set_ylabel("milliseconds a training step")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    figure.text(0.99, -0.04, machine_text(document), ha="right", fontsize=7, color="0.45")
-    figure.savefig(
-        path, dpi=200, facecolor="white", metadata={"Software": None}, bbox_inches="tight"
-    )
-    plt.close(figure)
+    with plt.rc_context(FONT):
+        figure, axes = plt.subplots(figsize=(6.4, 3.8))
+        figure.subplots_adjust(left=0.1, right=0.985, top=0.9, bottom=0.18)
+        for name, style in zip(contenders(document), STYLES, strict=True):
+            rows = of_contender(document, name)
+            classes = [row["classes"] for row in rows]
+            times = [row["milliseconds_per_step"]["median"] for row in rows]
+            axes.plot(classes, times, label=name, linewidth=2, markersize=5, **style)
+        # The last drawn is the sum, whose ratios are the point of the picture.
+        for row, time in zip(rows, times, strict=True):
+            axes.annotate(
+                f"{row['time_over_baseline']['median']:.2g}x",
+                (row["classes"], time),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(top=max(times) * 1.6)
+        axes.set_xticks(classes, [str(each) for each in classes])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("classes K")
+        axes.set_ylabel("milliseconds a training step (log)")
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.legend(frameon=False, loc="upper left")
+        heading(figure, "Training step: one class or all", "numbers: time over straight-through")
+        figure.text(0.985, 0.014, machine_text(document), ha="right", fontsize=7, color=FAINT)
+        save(figure, path)
 
 
 def with_section(text: str, name: str, section: str) -> str:
