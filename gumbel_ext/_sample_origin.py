@@ -50,8 +50,8 @@ def remember(sample: Tensor, logits: Tensor, tau: float | Tensor, rng_state: Ten
     """Keeps the origin of ``sample`` until ``sample`` is gone."""
     versions = _versions(sample, logits, tau, rng_state)
     if not sample.requires_grad:
-        # Drawn without gradient: neither shall its density have one by way of the sample.
-        logits = logits.detach()
+        # Drawn without gradient, as the view of the logits was made: neither shall its density have
+        # one by way of the sample.
         tau = tau.detach() if isinstance(tau, Tensor) else tau
     _origins[sample] = SampleOrigin(logits, tau, rng_state, sample.requires_grad, versions)
 

@@ -562,11 +562,16 @@ def test_log_prob_of_what_is_not_the_sample_itself(device, state):
     assert torch.autograd.grad(q.log_prob(leaf).sum(), leaf)[0] is not None
 
     # A sample without gradient has a density without gradient by way of it.
-    drawn = q.sample(rng_state=state)
-    direct = gd.ExpGumbelSoftmax(0.05, logits=parameter)
-    log_z = direct.sample(rng_state=state)
-    expected = torch.autograd.grad(direct.log_prob(log_z).sum(), parameter)[0]
-    torch.testing.assert_close(torch.autograd.grad(q.log_prob(drawn).sum(), parameter)[0], expected)
+    tau = torch.tensor(0.05, device=device, requires_grad=True)
+    drawn = gd.GumbelSoftmax(tau, logits=parameter).sample(rng_state=state)
+    log_z = gd.ExpGumbelSoftmax(tau, logits=parameter).sample(rng_state=state)
+    got = torch.autograd.grad(
+        gd.GumbelSoftmax(tau, logits=parameter).log_prob(drawn).sum(), (parameter, tau)
+    )
+    expected = torch.autograd.grad(
+        gd.ExpGumbelSoftmax(tau, logits=parameter).log_prob(log_z).sum(), (parameter, tau)
+    )
+    torch.testing.assert_close(got, expected)
 
     # Parameters that an optimizer has moved, and states that were counted on, make other noise.
     for moved in (parameter, state):
@@ -596,14 +601,17 @@ def test_origins_live_as_long_as_samples(device):
 def test_a_prior_that_allows_what_the_sample_excludes(device):
     """The sample lies on a face of the prior's simplex, where the density is 0 or infinite."""
     excluding = torch.tensor([[0.0, -math.inf, 0.5], [0.0, 1.0, 2.0]], device=device)
-    q = gd.GumbelSoftmax(0.5, logits=excluding)
-    z = q.sample((50,))
+    excluding.requires_grad_()
+    q = gd.GumbelSoftmax(0.05, logits=excluding)
+    z = q.rsample((50,))
+    assert (z[:, 1] == 0).any()
     for tau, limit in ((0.2, math.inf), (3.0, -math.inf)):
         logits = torch.zeros(3, device=device, requires_grad=True)
         density = gd.GumbelSoftmax(tau, logits=logits).log_prob(z)
         assert (density[:, 0] == limit).all()
         assert density[:, 1].isfinite().all()
-        assert torch.autograd.grad(density[:, 1].sum(), logits)[0].isfinite().all()
+        for gradient in torch.autograd.grad(density[:, 1].sum(), (logits, excluding)):
+            assert gradient.isfinite().all()
 
 
 def test_straight_through_is_the_categorical(device):
