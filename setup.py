@@ -114,6 +114,7 @@ CUDA_SOURCES = [
     "csrc/cuda/launch_float32.cu",
     "csrc/cuda/launch_float64.cu",
     "csrc/cuda/launch_positions.cu",
+    "csrc/cuda/launch_topk.cu",
     "csrc/cuda/plan.cpp",
 ]
 HEADERS = sorted(

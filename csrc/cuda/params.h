@@ -42,8 +42,9 @@ struct Params {
   void* y;                   // written by a forward, read by a backward from y
   void* grad_logits;
   void* grad_tau;  // [rows] of the type computed in, optional
-  // [rows]: written by a forward if not null, read by a backward.
+  // [rows], [rows, k] of gumbel_topk: written by a forward if not null, read by a backward.
   std::int64_t* index;
+  std::int64_t k;  // classes that gumbel_topk chooses of a row
   std::int64_t*
       used_state;  // [2], optional: where a forward leaves (seed, offset) for the backward
   void* partials;  // [rows, chunks] of what split rows' chunks found, see partial_bytes()
@@ -86,6 +87,14 @@ struct Plan {
   int repeats = 1;             // rows that a team takes one after the other, kRows
 };
 
+// How gumbel_topk is cut. Its logits are rows of adjacent classes.
+struct TopKPlan {
+  bool sorts;          // k is so large that all scores are written, [rows, classes], to be sorted
+  int team, blocks;    // threads a row, and blocks of them
+  std::int64_t slot;   // scores that a team has room for
+  std::int64_t bytes;  // of all scores, of the type computed in: Params::partials
+};
+
 struct Device {
   int multiprocessors;
   bool clusters;  // compute capability 9.0 or later
@@ -117,6 +126,7 @@ bool set_positions(Params& params, std::uint64_t first, int dims, const std::int
 // straight-through gradients are those of soft samples to the bit. A backward from y is not told
 // positions: in those of a part it may differ by rounding.
 Plan make_plan(Op op, ElementType type, const Params& params, const Device& device);
+TopKPlan make_topk_plan(ElementType type, const Params& params, const Device& device);
 // Bytes that Params::partials must point to.
 std::int64_t partial_bytes(const Plan& plan, const Params& params);
 
@@ -131,6 +141,7 @@ GUMBEL_EXT_DECLARE_LAUNCH(float32)
 GUMBEL_EXT_DECLARE_LAUNCH(bfloat16)
 GUMBEL_EXT_DECLARE_LAUNCH(float16)
 #undef GUMBEL_EXT_DECLARE_LAUNCH
+const char* launch_topk(ElementType type, const Params& params, const TopKPlan& plan, void* stream);
 const char* launch_positions(const PositionGrid& positions, std::int64_t rows, std::int64_t* out,
                              void* stream);
 

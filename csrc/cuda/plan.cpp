@@ -112,6 +112,24 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   return Plan{Regime::kStream, 256, 0, 1, 1, divide_up(p.classes + group, group) * group};
 }
 
+TopKPlan make_topk_plan(ElementType type, const Params& p, const Device& device) {
+  // A round a class takes about as long as a pass of a sort from here on.
+  constexpr std::int64_t kMostRounds = 64;
+  const std::int64_t rows = p.outer * p.inner, group = group_elements(type);
+  const std::int64_t score_bytes = type == ElementType::kFloat64 ? 8 : 4;
+  const std::int64_t groups = divide_up(p.classes + group - 1, group);
+  TopKPlan plan{p.k > kMostRounds, 256, 1, groups * group, 0};
+  if (!plan.sorts && groups <= 256) plan.team = groups <= 16 ? 8 : 32;
+  const std::int64_t rows_of_block = plan.team == 256 ? 1 : 128 / plan.team;
+  // Scores of rows that are being worked on, not of all rows.
+  const std::int64_t most = (plan.team == 256 ? 2 : 8) * device.multiprocessors;
+  plan.blocks = static_cast<int>(
+      std::clamp<std::int64_t>(divide_up(rows, rows_of_block), 1, plan.sorts ? 1 << 30 : most));
+  plan.bytes =
+      (plan.sorts ? rows * p.classes : plan.blocks * rows_of_block * plan.slot) * score_bytes;
+  return plan;
+}
+
 PositionGrid merged_positions(std::uint64_t first, int dims, const std::int64_t* size,
                               const std::int64_t* stride) {
   PositionGrid grid{};

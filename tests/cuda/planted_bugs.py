@@ -32,6 +32,7 @@ BARRIER_FILES = (
     "row_kernels.cuh",
     "stream_kernels.cuh",
     "column_kernels.cuh",
+    "topk_kernels.cuh",
 )
 
 
@@ -94,7 +95,7 @@ def deleted_barriers() -> list[Bug]:
     return bugs
 
 
-P, G, L, K, T, V, R, S, C, N = (
+P, G, L, K, T, V, R, S, C, N, Q = (
     "plan.cpp",
     "positions.cuh",
     "launch_positions.cu",
@@ -105,6 +106,7 @@ P, G, L, K, T, V, R, S, C, N = (
     "stream_kernels.cuh",
     "column_kernels.cuh",
     "noise.cuh",
+    "topk_kernels.cuh",
 )
 
 BUGS = [
@@ -224,6 +226,17 @@ BUGS = [
     swap("noise before the first element", N, "n + j >= 0", "true"),
     swap("the last block of shifted noise is forgotten", N, "count + lead", "count"),
     Bug("scattered noise past the end", N, "n < count", "n < count + BUG"),
+    # ---- gumbel_topk
+    drop("topk: a class is chosen again", Q, "if (found && own.index == best.index) own = best_after<T>(team, row, scores, best);"),
+    swap("topk: classes of -inf come after the others", Q, "is_out(candidate.value) || taken", "taken"),
+    swap("topk: every thread of a team writes", Q, "team.rank() == 0 && row.classes > 0", "row.classes > 0"),
+    swap("topk: a row that does not exist writes", Q, "team.rank() == 0 && row.classes > 0", "team.rank() == 0"),
+    swap("topk: an index where no class is left", Q, "found ? best.index : -1", "best.index"),
+    swap("topk: the teams of a block share scores", Q, "Team::kRowsPerBlock + team.row_in_block()", "Team::kRowsPerBlock"),
+    swap("topk: groups that begin before the row", Q, "scores + (span.c + row.lead)", "scores + span.c"),
+    swap("topk: a NaN is passed over", Q, "top <= own.value || own.is_nan()", "!(top > own.value)"),
+    swap("topk: room for the classes alone", P, "divide_up(p.classes + group - 1, group)", "divide_up(p.classes, group)"),
+    Bug("topk: scores past the row", Q, "if (span.holds(v)) scores", "if (BUG || span.holds(v)) scores"),
     swap("any one stride is taken for consecutive noise", K, "positions.stride[0] == 1", "true"),
 ]  # fmt: skip
 
@@ -287,7 +300,7 @@ def build(folder: Path) -> Path:
 
 
 # Where a bug in a file shows; the others show everywhere.
-REGIMES = {S: "stream,split", C: "columns"}
+REGIMES = {S: "stream,split", C: "columns", Q: "topk"}
 
 
 def first_failure(program: Path, number: int, regimes: str = "") -> str | None:

@@ -23,6 +23,7 @@
 #include "../../csrc/cuda/launch_positions.cu"
 #include "kernel_test.h"
 #include "launch.cuh"
+#include "topk_kernels.cuh"
 
 namespace {
 
@@ -72,6 +73,7 @@ struct Case {
   Special special = Special::kNone;
   Places places = Places::kRowMajor;
   double tau = 0.7;
+  std::int64_t k = 0;  // of gumbel_topk, which takes the place of op if not 0
   // Forces a regime where its team is not 0.
   Plan plan{Regime::kRows, 0, 0, 1, 1, 0};
   cuda::Device device{132, true};
@@ -152,7 +154,7 @@ class Run {
         grad_(size_, shift_of(Case::Shifted::kGrad)),
         out_(size_, shift_of(Case::Shifted::kGradLogits)),
         mask_(c.outer * c.classes * c.inner),
-        index_(rows_),
+        index_(rows_ * std::max<std::int64_t>(c.k, 1)),
         tau_(rows_),
         grad_tau_(rows_),
         used_(2),
@@ -213,7 +215,62 @@ class Run {
     p.used_state = used_.data();
   }
 
+  // Noise is compared exactly up to the rounding of a sum: classes that close may change places.
+  void check_topk(std::string* why) {
+    if (!regimes.empty() && regimes.find("topk") == std::string::npos) return;
+    reference();
+    p_.k = c_.k;
+    p_.index = index_.data();
+    p_.used_state = nullptr;
+    const cuda::TopKPlan plan = cuda::make_topk_plan(Type<T>::value, p_, c_.device);
+    Buffer<char> scores(plan.bytes);
+    p_.partials = scores.data();
+    launch_topk_of<T>(p_, plan, nullptr);
+    const auto fail = [&](std::int64_t r, std::int64_t j, const char* what, std::int64_t got) {
+      char text[200];
+      std::snprintf(text, sizeof text, "row %lld place %lld: %s, got %lld", (long long)r,
+                    (long long)j, what, (long long)got);
+      *why = text;
+    };
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      std::vector<std::int64_t> order;
+      for (std::int64_t k = 0; k < c_.classes; ++k) {
+        if (z_[flat(r, k)] != -kInfinity) order.push_back(k);
+      }
+      std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+        const double x = z_[flat(r, a)], y = z_[flat(r, b)];
+        return x > y || (x != x && y == y);
+      });
+      if (plan.sorts) {
+        const Scalar* of_row = reinterpret_cast<const Scalar*>(scores.data()) + r * c_.classes;
+        for (std::int64_t k = 0; k < c_.classes; ++k) {
+          const double z = z_[flat(r, k)], got = of_row[k];
+          const double size = std::isfinite(z) ? std::fabs(z) + 4 : 0;
+          if (got != z && !close(got, z, 8 * size * 0x1p-23)) return fail(r, k, "score", k);
+        }
+        continue;
+      }
+      std::vector<bool> seen(static_cast<std::size_t>(c_.classes));
+      for (std::int64_t j = 0; j < c_.k; ++j) {
+        const std::int64_t got = index_[r * c_.k + j];
+        if (j >= static_cast<std::int64_t>(order.size())) {
+          if (got != -1) return fail(r, j, "a class where none is left", got);
+          continue;
+        }
+        const std::int64_t want = order[static_cast<std::size_t>(j)];
+        if (got < 0 || got >= c_.classes) return fail(r, j, "no class", got);
+        if (seen[static_cast<std::size_t>(got)]) return fail(r, j, "a class twice", got);
+        seen[static_cast<std::size_t>(got)] = true;
+        const double best = z_[flat(r, want)], z = z_[flat(r, got)];
+        const bool near_tie = c_.special != Special::kTies &&
+                              std::fabs(z - best) <= 4 * 0x1p-23 * std::max(1.0, std::fabs(best));
+        if (got != want && !near_tie) return fail(r, j, "not the next", got);
+      }
+    }
+  }
+
   void check(std::string* why) {
+    if (c_.k > 0) return check_topk(why);
     if (!regimes.empty() && regimes.find(name_of(planned().regime)) == std::string::npos) return;
     reference();
     const bool backward = c_.op == Op::kBackward || c_.op == Op::kBackwardRecompute;
@@ -510,8 +567,9 @@ void run_case(const Case& c) {
                 : c.special == Special::kTies ? " ties"
                                               : "",
                 kPlaceNames[static_cast<int>(c.places)], c.plan.team, c.plan.cluster);
-  std::string full =
-      std::string(name) + (c.plan.team ? std::string(" ") + name_of(c.plan.regime) : "");
+  std::string full = (c.k > 0 ? "topk " + std::to_string(c.k) + " " : std::string()) +
+                     std::string(name) +
+                     (c.plan.team ? std::string(" ") + name_of(c.plan.regime) : "");
   if (!only.empty() && full.find(only) == std::string::npos) return;
   std::string why;
   try {
@@ -944,6 +1002,35 @@ void run_type(bool quick) {
       if (quick) continue;
       c.op = op;
       c.grad_tau = op == Op::kBackward || op == Op::kBackwardRecompute;
+      run_case<T>(c);
+    }
+  }
+  // gumbel_topk, by each team, and by scores to be sorted. More rows than teams, so that each takes
+  // several; of lengths that make their groups begin at different places.
+  for (const std::int64_t classes : {1, 9, 65, 130, 515, 2101}) {
+    if (quick && classes == 2101) continue;
+    for (const std::int64_t k : {1, 7, 65}) {
+      if (k > classes) continue;
+      Case c;
+      c.op = Op::kIndexOnly;
+      c.device = {1, true};
+      c.outer = classes > 1000 ? 5 : (classes > 100 ? 37 : 150);
+      c.classes = classes;
+      c.k = k;
+      run_case<T>(c);
+      c.special = Special::kEdges;
+      c.mask = true;
+      c.shift = 1;
+      run_case<T>(c);
+      for (const Places places : kPlaces) {
+        if (k != 7 || (classes != 9 && classes != 130)) continue;
+        c.places = places;
+        run_case<T>(c);
+      }
+      c.places = Places::kRowMajor;
+      c.shift = 0;
+      if (std::is_same_v<T, Half>) continue;
+      c.special = Special::kTies;
       run_case<T>(c);
     }
   }
