@@ -232,7 +232,7 @@ BUGS = [
     swap("topk: every thread of a team writes", Q, "team.rank() == 0 && row.classes > 0", "row.classes > 0"),
     swap("topk: a row that does not exist writes", Q, "team.rank() == 0 && row.classes > 0", "team.rank() == 0"),
     swap("topk: an index where no class is left", Q, "found ? best.index : -1", "best.index"),
-    swap("topk: the teams of a block share scores", Q, "Team::kRowsPerBlock + team.row_in_block()", "Team::kRowsPerBlock"),
+    swap("topk: the teams of a block share scores", Q, "static_cast<std::int64_t>(blockIdx.x) * Team::kRowsPerBlock + team.row_in_block()", "static_cast<std::int64_t>(blockIdx.x) * Team::kRowsPerBlock"),
     swap("topk: groups that begin before the row", Q, "scores + (span.c + row.lead)", "scores + span.c"),
     swap("topk: a NaN is passed over", Q, "top <= own.value || own.is_nan()", "!(top > own.value)"),
     swap("topk: room for the classes alone", P, "divide_up(p.classes + group - 1, group)", "divide_up(p.classes, group)"),
