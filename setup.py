@@ -97,6 +97,7 @@ SOURCES = [
     "csrc/module.cpp",
     "csrc/sharded_rows.cpp",
     "csrc/cpu/binary_concrete_cpu.cpp",
+    "csrc/cpu/concrete_cpu.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/gumbel_softmax_cpu.cpp",
     "csrc/cpu/kernels_avx2.cpp",

@@ -193,6 +193,21 @@ int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor&
   return dim;
 }
 
+int64_t check_log_backward(const char* op, const at::Tensor& grad, const at::Tensor& log_y,
+                           double tau, const OptionalTensor& tau_tensor, int64_t dim) {
+  check_logits(op, grad);
+  dim = wrapped_dim(op, grad, dim);
+  TORCH_CHECK_TYPE(log_y.scalar_type() == compute_dtype(grad.scalar_type()), op,
+                   ": log_y must have the dtype that grad is computed in, got ",
+                   c10::toString(log_y.scalar_type()), " for grad of ",
+                   c10::toString(grad.scalar_type()));
+  TORCH_CHECK_VALUE(log_y.sym_sizes() == grad.sym_sizes() && log_y.device() == grad.device(), op,
+                    ": log_y must have the shape and device of grad, got shape ", log_y.sym_sizes(),
+                    " on ", log_y.device());
+  check_tau(op, tau, tau_tensor, grad, dim);
+  return dim;
+}
+
 namespace {
 
 void check_of_rows(const char* op, const char* name, const at::Tensor& values,

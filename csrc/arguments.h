@@ -58,6 +58,10 @@ int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor&
                        int64_t dim, const OptionalTensor& mask, const OptionalTensor& rng_state,
                        at::OptionalSymIntArrayRef positions);
 
+// That of the log-space sample: log_y is of the dtype that grad is computed in.
+int64_t check_log_backward(const char* op, const at::Tensor& grad, const at::Tensor& log_y,
+                           double tau, const OptionalTensor& tau_tensor, int64_t dim);
+
 // Those of the pieces of sharded rows: scores are float32 or float64; largest, shift and dot are
 // float64, of the shape of scores or grad without dim.
 int64_t check_exponentiate(const char* op, const at::Tensor& scores, const at::Tensor& largest,

@@ -18,21 +18,6 @@ using Sample = std::tuple<at::Tensor, at::Tensor>;
 constexpr const char* kForward = "gumbel_log_softmax";
 constexpr const char* kBackward = "gumbel_log_softmax_backward";
 
-int64_t check_log_backward(const at::Tensor& grad, const at::Tensor& log_y, double tau,
-                           const OptionalTensor& tau_tensor, int64_t dim) {
-  check_logits(kBackward, grad);
-  dim = wrapped_dim(kBackward, grad, dim);
-  TORCH_CHECK_TYPE(log_y.scalar_type() == compute_dtype(grad.scalar_type()), kBackward,
-                   ": log_y must have the dtype that grad is computed in, got ",
-                   c10::toString(log_y.scalar_type()), " for grad of ",
-                   c10::toString(grad.scalar_type()));
-  TORCH_CHECK_VALUE(log_y.sym_sizes() == grad.sym_sizes() && log_y.device() == grad.device(),
-                    kBackward, ": log_y must have the shape and device of grad, got shape ",
-                    log_y.sym_sizes(), " on ", log_y.device());
-  check_tau(kBackward, tau, tau_tensor, grad, dim);
-  return dim;
-}
-
 // ---- on every device ----------------------------------------------------------------------------
 
 // A temperature that does not divide as 0 or infinity.
@@ -122,7 +107,7 @@ std::tuple<at::Tensor, at::Tensor> log_backward_of_ops(const at::Tensor& grad,
                                                        const at::Tensor& log_y, double tau,
                                                        const OptionalTensor& tau_tensor,
                                                        int64_t dim, bool tau_grad) {
-  dim = check_log_backward(grad, log_y, tau, tau_tensor, dim);
+  dim = check_log_backward(kBackward, grad, log_y, tau, tau_tensor, dim);
   auto [grad_logits, grad_tau] =
       differentiable_backward(grad, log_y, divisor(tau, tau_tensor, log_y), dim, tau_grad);
   return {at::empty_like(log_y, log_y.options().dtype(grad.scalar_type())).copy_(grad_logits),
@@ -143,7 +128,7 @@ std::tuple<at::Tensor, at::Tensor> log_backward_meta(const at::Tensor& grad,
                                                      const at::Tensor& log_y, double tau,
                                                      const OptionalTensor& tau_tensor, int64_t dim,
                                                      bool tau_grad) {
-  dim = check_log_backward(grad, log_y, tau, tau_tensor, dim);
+  dim = check_log_backward(kBackward, grad, log_y, tau, tau_tensor, dim);
   return {at::empty_like(log_y, log_y.options().dtype(grad.scalar_type())),
           empty_grad_tau(log_y, dim, tau_grad)};
 }
@@ -247,7 +232,7 @@ std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_backward_autograd(
     const at::Tensor& grad, const at::Tensor& log_y, double tau, const OptionalTensor& tau_tensor,
     int64_t dim, bool tau_grad) {
   if (records(grad, log_y, tau_tensor) || has_tangent(grad, log_y, tau_tensor)) {
-    dim = check_log_backward(grad, log_y, tau, tau_tensor, dim);
+    dim = check_log_backward(kBackward, grad, log_y, tau, tau_tensor, dim);
     return differentiable_backward(grad, log_y, temperature(tau, tau_tensor, log_y), dim, tau_grad);
   }
   const at::AutoDispatchBelowADInplaceOrView below;

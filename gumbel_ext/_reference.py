@@ -460,3 +460,117 @@ def binary_concrete(
     if hard:
         y = (scores > 0).to(dtype) + (y - y.detach())
     return y.to(logits.dtype)
+
+
+def gumbel_log_softmax(
+    logits: Tensor,
+    tau: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+    rng_state: Tensor | None = None,
+    noise: Tensor | None = None,
+    positions: Sequence[int] | None = None,
+) -> Tensor:
+    """The logarithm of a relaxed one-hot sample (Maddison et al., appendix C.3)::
+
+        z = (l + g) / tau        log y = z - logsumexp(z)
+
+    Args and errors: those of :func:`gumbel_softmax`.
+
+    Returns:
+        ``log y`` of the shape and dtype of ``logits``.  Classes that the mask forbids, or whose
+        logit is -inf, give -inf and gradient zero; a row of nothing else, but for the mask's, NaN.
+    """
+    if logits.dim() == 0:
+        grown = [t.unsqueeze(0) if t is not None and t.dim() == 0 else t for t in (mask, noise)]
+        log_y = gumbel_log_softmax(
+            logits.unsqueeze(0),
+            tau,
+            dim,
+            mask=grown[0],
+            rng_state=rng_state,
+            noise=grown[1],
+            positions=None if positions is None else [*positions, 1],
+        )
+        return log_y.squeeze(0)
+    scores = _scores(logits, _noise_for(logits, rng_state, noise, positions), mask)
+    if isinstance(tau, Tensor):
+        tau = tau.to(scores.dtype)
+    peak = scores.detach().amax(dim, keepdim=True)
+    # Constants, because 0 * inf in the derivative is NaN.
+    absent = (scores == -torch.inf) & (peak != -torch.inf)
+    if mask is not None:
+        forbidden = ~mask.expand(scores.shape).any(dim, keepdim=True)
+        absent, peak = absent | forbidden, peak.masked_fill(forbidden, 0.0)
+    distance = (scores.masked_fill(absent, 0.0) - peak).masked_fill(absent, 0.0) / tau
+    chosen = scores.detach().argmax(dim, keepdim=True)
+    # Relative to the chosen class, which is then a constant (0, or NaN in a NaN row): its gradient
+    # is that of the others' sum alone.
+    at_chosen = distance.gather(dim, chosen)
+    distance = distance - at_chosen
+    distance = distance.scatter(dim, chosen, (at_chosen - at_chosen).detach())
+    others = distance.exp().masked_fill(absent, 0.0).scatter(dim, chosen, 0.0)
+    log_y = distance - torch.log1p(others.sum(dim, keepdim=True))
+    return log_y.masked_fill(absent, -torch.inf).to(logits.dtype)
+
+
+def concrete_log_prob(
+    value: Tensor,
+    logits: Tensor,
+    tau: float | Tensor,
+    dim: int = -1,
+    log_space: bool = False,
+) -> Tensor:
+    """Log density of the Concrete distribution (Maddison et al., equation 11; Jang et al., appendix
+    B), or with ``log_space`` that of its logarithm (Maddison et al., appendix C.3)::
+
+        x = log(value)        u = l - tau x
+        lgamma(n) + (n - 1) log(tau) + sum(u) - n logsumexp(u) - sum(x)
+
+    The last sum is absent in log space.  On the boundary, where m values are zero, it is the limit
+    along the line from the centre; classes with logit -inf and value zero are left out.
+
+    Args:
+        value: points of the simplex, or their logarithms.
+        logits: floating-point tensor that broadcasts with ``value``.
+        tau: temperature, a number or a tensor broadcastable to both with ``dim`` of size 1.
+        dim: dimension of the classes.
+        log_space: whether ``value`` is a logarithm.
+
+    Returns:
+        The density in nats, in the dtype computed in, without ``dim``.
+    """
+    value, logits = torch.broadcast_tensors(value, logits)
+    dtype = _accumulation_dtype(logits.dtype)
+    value, logits = value.to(dtype), logits.to(dtype)
+    if logits.dim() == 0:
+        value, logits, dim = value.unsqueeze(0), logits.unsqueeze(0), 0
+    tau = torch.as_tensor(tau, dtype=dtype, device=logits.device)
+
+    none, never = value == (-torch.inf if log_space else 0), logits == -torch.inf
+    dropped, zero = none & never, none & ~never
+    x = value.masked_fill(none, 0.0) if log_space else value.masked_fill(none, 1.0).log()
+    u = logits.masked_fill(dropped, 0.0) - tau * x
+    count, zeros = (~dropped).sum(dim), zero.sum(dim)
+    on_boundary = (zeros > 0).unsqueeze(dim)
+    # At the boundary the zeros alone decide the sum of exponentials.
+    deciding = ~dropped & (zero | ~on_boundary)
+    sums = u.masked_fill(dropped, 0.0).sum(dim)
+    total = torch.logsumexp(u.masked_fill(~deciding, -torch.inf), dim)
+    row_tau = tau.squeeze(dim) if tau.dim() else tau
+    n = count.to(dtype)
+    density = torch.lgamma(n) + (n - 1) * row_tau.log() + sums - n * total
+    coefficient = (n - zeros) * row_tau
+    if not log_space:
+        density = density - x.sum(dim)
+        coefficient = coefficient - zeros
+    boundary = zeros > 0
+    density = density.masked_fill(boundary & (coefficient > 0), -torch.inf)
+    density = density.masked_fill(boundary & (coefficient < 0), torch.inf)
+    density = density.masked_fill((never & ~none).any(dim), -torch.inf)
+    outside = value.isnan() | logits.isnan() | (value == torch.inf) | (logits == torch.inf)
+    if not log_space:
+        outside = outside | (value < 0)
+    possible = (~never & ~none).any(dim) | (zero.any(dim) & (~none).any(dim))
+    return density.masked_fill(outside.any(dim) | ~possible, torch.nan)

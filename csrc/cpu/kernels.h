@@ -5,6 +5,7 @@
 
 #include "binary_problem.h"
 #include "problem.h"
+#include "row_problems.h"
 
 namespace gumbel_ext {
 namespace cpu {
@@ -29,6 +30,10 @@ struct KernelTable {
   // The k best of a row's parts together: their indices in order, then -1.
   void (*topk_of_parts)(const ScoredClass* found, std::int64_t count, std::int64_t k,
                         std::int64_t* out);
+  // Rows [begin, end) of a log-space sample, of its gradient, and of a density or its gradients.
+  void (*log_sample)(const LogSampleProblem& problem, std::int64_t begin, std::int64_t end);
+  void (*log_gradient)(const LogGradientProblem& problem, std::int64_t begin, std::int64_t end);
+  void (*density)(const DensityProblem& problem, std::int64_t begin, std::int64_t end);
   // Noise of positions first, first + 1, ...
   void (*noise)(ElementType type, std::uint64_t seed, std::uint64_t offset, std::uint64_t first,
                 std::int64_t count, void* out);

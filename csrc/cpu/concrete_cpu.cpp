@@ -1,0 +1,249 @@
+// Tensors -> rows of the log-space sample and of the density, shared among PyTorch's threads.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "../concrete_density.h"
+#include "../gumbel_ext.h"
+#include "kernels.h"
+#include "tensors.h"
+
+namespace gumbel_ext {
+namespace cpu {
+namespace {
+
+// The classes as the last dimension of at least one.
+at::Tensor classes_last(const at::Tensor& t, int64_t dim) {
+  return t.dim() == 0 ? t.unsqueeze(0) : t.movedim(dim, -1);
+}
+
+// The same with the classes of a row adjacent: copied if need be, but not what is expanded.
+at::Tensor rows_of(const at::Tensor& t, int64_t dim) {
+  const at::Tensor rows = classes_last(t, dim);
+  if (rows.size(-1) <= 1 || rows.stride(-1) <= 1) return rows;
+  at::Tensor once = rows;
+  for (int64_t d = 0; d < rows.dim(); ++d) {
+    if (rows.stride(d) == 0 && rows.size(d) > 1) once = once.narrow(d, 0, 1);
+  }
+  return once.contiguous().expand(rows.sizes());
+}
+
+// Collects the operands of a RowShape, then merges the dimensions that rows are numbered over.
+class RowsBuilder {
+ public:
+  // `rows`: of the shape that all operands have, classes last.
+  RowsBuilder(RowShape& shape, const at::Tensor& rows, at::ScalarType type, double tau)
+      : shape_(shape), sizes_(rows.sizes()) {
+    shape.type = element_type(type);
+    shape.classes = sizes_.back();
+    shape.rows = shape.classes == 0 ? 0 : rows.numel() / shape.classes;
+    shape.tau_value = tau;
+  }
+
+  // `tensor`: of that shape, or with one class.
+  void add(Operand& operand, const at::Tensor& tensor) {
+    kept_.push_back(tensor);
+    operand.data = const_cast<void*>(tensor.const_data_ptr());
+    add_strides(operand, kept_.back().strides(), tensor.is_contiguous());
+    operand.class_stride = tensor.size(-1) == 1 ? 1 : tensor.stride(-1);
+  }
+
+  // The strides of the row dimensions; what they point to must outlive this.
+  void add_strides(Strides& operand, at::IntArrayRef strides, bool contiguous) {
+    operand.contiguous = contiguous;
+    operands_.push_back(&operand);
+    strides_.push_back(strides);
+  }
+
+  void finish() {
+    int dims = 0;
+    for (size_t d = 0; d + 1 < sizes_.size(); ++d) {
+      if (sizes_[d] == 1) continue;
+      bool merges = dims > 0;
+      for (size_t i = 0; i < operands_.size() && merges; ++i) {
+        merges = operands_[i]->stride[dims - 1] == strides_[i][d] * sizes_[d];
+      }
+      if (merges) {
+        shape_.size[--dims] *= sizes_[d];
+      } else {
+        shape_.size[dims] = sizes_[d];
+      }
+      for (size_t i = 0; i < operands_.size(); ++i) operands_[i]->stride[dims] = strides_[i][d];
+      ++dims;
+    }
+    shape_.dims = dims;
+  }
+
+  template <class Run>
+  void run(Run run) {
+    finish();
+    at::parallel_for(0, shape_.rows, std::max<int64_t>(1, 8192 / shape_.classes), run);
+  }
+
+ private:
+  RowShape& shape_;
+  at::IntArrayRef sizes_;
+  std::vector<at::Tensor> kept_;
+  std::vector<Strides*> operands_;
+  std::vector<at::IntArrayRef> strides_;
+};
+
+// What the caller gets, and where kernels write rows of it, one after the other.
+struct RowsOutput {
+  at::Tensor tensor, view, rows;
+
+  RowsOutput(const at::Tensor& out, int64_t dim, bool wanted = true) : tensor(out) {
+    if (!wanted) return;
+    view = classes_last(out, dim);
+    rows = view.is_contiguous() ? view : at::empty(view.sizes(), view.options());
+  }
+  void* data() { return rows.defined() ? rows.mutable_data_ptr() : nullptr; }
+  void settle() {
+    if (rows.defined() && !rows.is_same(view)) view.copy_(rows);
+  }
+};
+
+// ---- the log-space sample -----------------------------------------------------------------------
+
+std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_cpu(const at::Tensor& logits, double tau,
+                                                          const OptionalTensor& tau_tensor,
+                                                          int64_t dim, const OptionalTensor& mask,
+                                                          std::optional<at::Generator> generator,
+                                                          const OptionalTensor& rng_state,
+                                                          at::OptionalSymIntArrayRef positions) {
+  constexpr const char* op = "gumbel_log_softmax";
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
+  const at::Tensor temperatures = row_temperatures(op, tau_tensor, logits, dim);
+  RowsOutput log_y(at::empty_like(logits), dim);
+  if (logits.numel() == 0) return {log_y.tensor, at::zeros({2}, at::kLong)};
+  const RngState state = reserve_randomness(generator, rng_state);
+  const at::Tensor used = to_tensor(state);
+
+  LogSampleProblem p{};
+  const at::Tensor rows = rows_of(logits, dim);
+  RowsBuilder builder(p, rows, logits.scalar_type(), tau);
+  builder.add(p.logits, rows);
+  if (mask) builder.add(p.mask, rows_of(mask->expand(logits.sizes()), dim));
+  if (tau_tensor) builder.add(p.tau, classes_last(temperatures, dim));
+  const Positions places(logits.sizes(), positions);
+  at::DimVector row_positions(places.strides.begin(), places.strides.end());
+  if (logits.dim() > 0) row_positions.erase(row_positions.begin() + dim);
+  if (logits.dim() == 0 || logits.size(dim) == 1 || places.strides[dim] == 1) {
+    p.seed = state.seed;
+    p.offset_of_state = state.offset;
+    p.first_position = static_cast<uint64_t>(places.base);
+    int64_t inner = 1;
+    for (int64_t d = dim + 1; d < logits.dim(); ++d) inner *= logits.size(d);
+    builder.add_strides(p.positions, row_positions, places.contiguous && inner == 1);
+  } else {
+    const at::Tensor like =
+        at::empty({0}, logits.options().dtype(compute_dtype(logits.scalar_type())));
+    builder.add(p.noise,
+                rows_of(gumbel_noise(like, logits.sizes(), std::nullopt, used, positions), dim));
+  }
+  p.log_y = log_y.data();
+  builder.run([&](int64_t begin, int64_t end) { kernels().log_sample(p, begin, end); });
+  log_y.settle();
+  return {log_y.tensor, used};
+}
+
+std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_backward_cpu(const at::Tensor& grad,
+                                                                   const at::Tensor& log_y,
+                                                                   double tau,
+                                                                   const OptionalTensor& tau_tensor,
+                                                                   int64_t dim, bool tau_grad) {
+  constexpr const char* op = "gumbel_log_softmax_backward";
+  dim = check_log_backward(op, grad, log_y, tau, tau_tensor, dim);
+  const at::Tensor temperatures = row_temperatures(op, tau_tensor, grad, dim);
+  RowsOutput out(at::empty_like(log_y, log_y.options().dtype(grad.scalar_type())), dim);
+  at::Tensor grad_tau = empty_grad_tau(log_y, dim, tau_grad).zero_();
+  if (grad.numel() == 0) return {out.tensor, grad_tau};
+
+  LogGradientProblem p{};
+  const at::Tensor rows = rows_of(grad, dim);
+  RowsBuilder builder(p, rows, grad.scalar_type(), tau);
+  builder.add(p.grad, rows);
+  builder.add(p.log_y, rows_of(log_y, dim));
+  if (tau_tensor) builder.add(p.tau, classes_last(temperatures, dim));
+  p.grad_logits = out.data();
+  if (tau_grad) p.grad_tau = grad_tau.mutable_data_ptr();
+  builder.run([&](int64_t begin, int64_t end) { kernels().log_gradient(p, begin, end); });
+  out.settle();
+  return {out.tensor, grad_tau};
+}
+
+// ---- the density --------------------------------------------------------------------------------
+
+// The operands of a forward and of a backward.
+struct DensityCall {
+  DensityProblem p{};
+  at::Tensor value, logits;
+  RowsBuilder builder;
+
+  DensityCall(const char* op, const DensityArguments& a, double tau,
+              const OptionalTensor& tau_tensor, bool log_space)
+      : value(rows_of(a.value, a.dim)),
+        logits(rows_of(a.logits, a.dim)),
+        builder(p, value, a.logits.scalar_type(), tau) {
+    p.log_space = log_space;
+    builder.add(p.value, value);
+    builder.add(p.logits, logits);
+    const at::Tensor temperatures = row_temperatures(op, tau_tensor, a.logits, a.dim);
+    if (tau_tensor) builder.add(p.tau, classes_last(temperatures, a.dim));
+  }
+
+  void run() {
+    builder.run([this](int64_t begin, int64_t end) { kernels().density(p, begin, end); });
+  }
+};
+
+at::Tensor concrete_log_prob_cpu(const at::Tensor& value, const at::Tensor& logits, double tau,
+                                 const OptionalTensor& tau_tensor, int64_t dim, bool log_space) {
+  constexpr const char* op = "concrete_log_prob";
+  const DensityArguments a(op, value, logits, tau, tau_tensor, dim);
+  const at::Tensor density = a.empty_density();
+  DensityCall call(op, a, tau, tau_tensor, log_space);
+  if (a.logits.numel() == 0) return density.fill_(std::numeric_limits<double>::quiet_NaN());
+  call.p.density = density.mutable_data_ptr();
+  call.run();
+  return density;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> concrete_log_prob_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& value, const at::Tensor& logits, double tau,
+    const OptionalTensor& tau_tensor, int64_t dim, bool log_space, bool value_grad,
+    bool logits_grad, bool tau_grad) {
+  constexpr const char* op = "concrete_log_prob_backward";
+  const DensityArguments a(op, grad, value, logits, tau, tau_tensor, dim);
+  DensityCall call(op, a, tau, tau_tensor, log_space);
+  RowsOutput of_value(a.empty_grad_value(value_grad), a.dim, value_grad),
+      of_logits(a.empty_grad_logits(logits_grad), a.dim, logits_grad);
+  const at::Tensor of_tau = empty_grad_tau(a.logits, a.dim, tau_grad);
+  if (a.logits.numel() == 0) {
+    return {of_value.tensor, of_logits.tensor,
+            of_tau.fill_(std::numeric_limits<double>::quiet_NaN())};
+  }
+  call.builder.add(call.p.grad, grad.unsqueeze(-1));
+  call.p.grad_value = of_value.data();
+  call.p.grad_logits = of_logits.data();
+  if (tau_grad) call.p.grad_tau = of_tau.mutable_data_ptr();
+  call.p.wide_grad_value = a.value_expanded;
+  call.p.wide_grad_logits = a.logits_expanded;
+  call.run();
+  of_value.settle();
+  of_logits.settle();
+  return {of_value.tensor, of_logits.tensor, of_tau};
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace gumbel_ext
+
+TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
+  using namespace gumbel_ext::cpu;
+  m.impl("gumbel_log_softmax", &gumbel_log_softmax_cpu);
+  m.impl("gumbel_log_softmax_backward", &gumbel_log_softmax_backward_cpu);
+  m.impl("concrete_log_prob", &concrete_log_prob_cpu);
+  m.impl("concrete_log_prob_backward", &concrete_log_prob_backward_cpu);
+}
