@@ -90,12 +90,15 @@ SOURCES = [
     "csrc/autograd.cpp",
     "csrc/binary_concrete.cpp",
     "csrc/concrete_density.cpp",
+    "csrc/decoupled_gumbel_softmax.cpp",
     "csrc/layouts.cpp",
     "csrc/library.cpp",
     "csrc/log_softmax.cpp",
     "csrc/meta.cpp",
     "csrc/module.cpp",
     "csrc/sharded_rows.cpp",
+    "csrc/soft_argmax.cpp",
+    "csrc/straight_through_softmax.cpp",
     "csrc/cpu/binary_concrete_cpu.cpp",
     "csrc/cpu/concrete_cpu.cpp",
     "csrc/cpu/dispatch.cpp",
@@ -105,6 +108,7 @@ SOURCES = [
     "csrc/cpu/kernels_baseline.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cpu/sharded_rows_cpu.cpp",
+    "csrc/cpu/soft_argmax_cpu.cpp",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/binary_concrete_cuda.cpp",

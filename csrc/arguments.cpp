@@ -41,38 +41,40 @@ int64_t wrapped_dim(const char* op, const at::Tensor& logits, int64_t dim) {
 namespace {
 
 void check_tau_of(const char* op, double tau, const OptionalTensor& tau_tensor,
-                  const at::Tensor& logits, c10::SymIntArrayRef shape, const char* shape_name) {
+                  const at::Tensor& logits, c10::SymIntArrayRef shape, const char* shape_name,
+                  const char* name) {
   if (!tau_tensor) {
-    TORCH_CHECK_VALUE(std::isfinite(tau) && tau > 0, op, ": tau must be positive and finite, got ",
-                      tau);
+    TORCH_CHECK_VALUE(std::isfinite(tau) && tau > 0, op, ": ", name,
+                      " must be positive and finite, got ", tau);
     return;
   }
   const at::Tensor& t = *tau_tensor;
   const at::ScalarType type = t.scalar_type();
   TORCH_CHECK_TYPE(
       type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, op,
-      ": a tau tensor must have dtype float16, bfloat16, float32 or float64, got ",
+      ": a ", name, " tensor must have dtype float16, bfloat16, float32 or float64, got ",
       scalar_name(type));
   TORCH_CHECK_VALUE(t.device() == logits.device() || (t.device().is_cpu() && t.dim() == 0), op,
-                    ": tau must be on the device of logits (", logits.device(), "), got ",
+                    ": ", name, " must be on the device of logits (", logits.device(), "), got ",
                     t.device());
-  TORCH_CHECK_VALUE(broadcasts_to(t.sym_sizes(), shape), op, ": tau must broadcast to ", shape,
-                    ", the shape of logits", shape_name, ", got shape ", t.sym_sizes());
+  TORCH_CHECK_VALUE(broadcasts_to(t.sym_sizes(), shape), op, ": ", name, " must broadcast to ",
+                    shape, ", the shape of logits", shape_name, ", got shape ", t.sym_sizes());
 }
 
 }  // namespace
 
 void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor,
-               const at::Tensor& logits, int64_t dim) {
-  check_tau_of(op, tau, tau_tensor, logits, shape_reduced(logits, dim), " with dim reduced to 1");
+               const at::Tensor& logits, int64_t dim, const char* name) {
+  check_tau_of(op, tau, tau_tensor, logits, shape_reduced(logits, dim), " with dim reduced to 1",
+               name);
 }
 
-void check_tau_values(const char* op, const at::Tensor& tau) {
+void check_tau_values(const char* op, const at::Tensor& tau, const char* name) {
   const at::Tensor values = tau.contiguous();
   const double* data = values.const_data_ptr<double>();
   for (int64_t i = 0; i < values.numel(); ++i) {
-    TORCH_CHECK_VALUE(std::isfinite(data[i]) && data[i] > 0, op,
-                      ": tau must be positive and finite, got ", data[i]);
+    TORCH_CHECK_VALUE(std::isfinite(data[i]) && data[i] > 0, op, ": ", name,
+                      " must be positive and finite, got ", data[i]);
   }
 }
 
@@ -160,7 +162,7 @@ void check_binary(const char* op, const at::Tensor& logits, double tau,
                   const OptionalTensor& tau_tensor, const std::optional<at::Generator>& generator,
                   const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   check_logits(op, logits);
-  check_tau_of(op, tau, tau_tensor, logits, logits.sym_sizes(), "");
+  check_tau_of(op, tau, tau_tensor, logits, logits.sym_sizes(), "", "tau");
   check_randomness(op, logits, generator, rng_state);
   check_positions(op, positions, logits.dim());
 }
@@ -245,6 +247,48 @@ int64_t check_dot(const char* op, const at::Tensor& grad, const at::Tensor& y,
       op, ": y must have the shape of grad, and its dtype or the one computed in");
   check_of_rows(op, "shift", shift, grad, dim);
   if (dot) check_of_rows(op, "dot", *dot, grad, dim);
+  return dim;
+}
+
+int64_t check_soft_argmax(const char* op, const at::Tensor& logits, double beta,
+                          const OptionalTensor& beta_tensor, int64_t dim,
+                          const at::Tensor& positions) {
+  check_logits(op, logits);
+  dim = wrapped_dim(op, logits, dim);
+  check_tau(op, beta, beta_tensor, logits, dim, "beta");
+  const c10::SymInt classes = logits.dim() == 0 ? c10::SymInt(1) : logits.sym_size(dim);
+  TORCH_CHECK_VALUE(classes != 0, op, ": logits must have at least one class along dim, got shape ",
+                    logits.sym_sizes());
+  TORCH_CHECK_TYPE(positions.is_floating_point(), op,
+                   ": positions must have a floating-point dtype, got ",
+                   scalar_name(positions.scalar_type()));
+  TORCH_CHECK_VALUE(positions.device() == logits.device(), op,
+                    ": positions must be on the device of logits (", logits.device(), "), got ",
+                    positions.device());
+  TORCH_CHECK_VALUE(positions.dim() == 2 && positions.size(0) >= 1 &&
+                        positions.size(0) <= kMaxCoordinates && positions.sym_size(1) == classes,
+                    op, ": positions must be of shape [1 to ", kMaxCoordinates, ", ", classes,
+                    "], got ", positions.sym_sizes());
+  return dim;
+}
+
+int64_t check_soft_argmax_backward(const char* op, const at::Tensor& grad, const at::Tensor& logits,
+                                   const at::Tensor& row_state, double beta,
+                                   const OptionalTensor& beta_tensor, int64_t dim,
+                                   const at::Tensor& positions) {
+  dim = check_soft_argmax(op, logits, beta, beta_tensor, dim, positions);
+  c10::SymDimVector shape = shape_without(logits, dim);
+  shape.push_back(positions.size(0));
+  TORCH_CHECK_TYPE(grad.scalar_type() == compute_dtype(logits.scalar_type()), op,
+                   ": grad must have dtype ", scalar_name(compute_dtype(logits.scalar_type())),
+                   ", got ", scalar_name(grad.scalar_type()));
+  TORCH_CHECK_VALUE(grad.sym_sizes() == c10::SymIntArrayRef(shape), op, ": grad must have shape ",
+                    c10::SymIntArrayRef(shape), ", got ", grad.sym_sizes());
+  shape.back() += 3;
+  TORCH_CHECK_VALUE(
+      row_state.scalar_type() == at::kDouble && row_state.sym_sizes() == c10::SymIntArrayRef(shape),
+      op, ": row_state must be float64 of shape ", c10::SymIntArrayRef(shape), ", got ",
+      scalar_name(row_state.scalar_type()), " of shape ", row_state.sym_sizes());
   return dim;
 }
 

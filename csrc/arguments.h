@@ -14,8 +14,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 void check_logits(const char* op, const at::Tensor& logits);
 int64_t wrapped_dim(const char* op, const at::Tensor& logits, int64_t dim);
 void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor,
-               const at::Tensor& logits, int64_t dim);
-void check_tau_values(const char* op, const at::Tensor& tau);
+               const at::Tensor& logits, int64_t dim, const char* name = "tau");
+void check_tau_values(const char* op, const at::Tensor& tau, const char* name = "tau");
 void check_mask(const char* op, const OptionalTensor& mask, const at::Tensor& logits);
 // The incoming gradient of a backward op: shape and dtype of the output it belongs to.
 void check_grad(const char* op, const at::Tensor& grad, const at::Tensor& output);
@@ -68,6 +68,16 @@ int64_t check_exponentiate(const char* op, const at::Tensor& scores, const at::T
                            double tau, const OptionalTensor& tau_tensor, int64_t dim);
 int64_t check_dot(const char* op, const at::Tensor& grad, const at::Tensor& y,
                   const at::Tensor& shift, const OptionalTensor& dot, int64_t dim);
+// Those of the expected position, and of its backward: positions are [coordinates, classes] with at
+// most kMaxCoordinates.
+constexpr int64_t kMaxCoordinates = 3;
+int64_t check_soft_argmax(const char* op, const at::Tensor& logits, double beta,
+                          const OptionalTensor& beta_tensor, int64_t dim,
+                          const at::Tensor& positions);
+int64_t check_soft_argmax_backward(const char* op, const at::Tensor& grad, const at::Tensor& logits,
+                                   const at::Tensor& row_state, double beta,
+                                   const OptionalTensor& beta_tensor, int64_t dim,
+                                   const at::Tensor& positions);
 void check_noise_at(const char* op, const at::Tensor& like, const at::Tensor& position,
                     const at::Tensor& rng_state);
 

@@ -32,10 +32,19 @@ std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_autocast_cuda(
                             tau_tensor, dim, mask, generator, rng_state, positions);
 }
 
+std::tuple<at::Tensor, at::Tensor> straight_through_softmax_autocast_cuda(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t dim,
+    const OptionalTensor& mask, bool return_index) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  return straight_through_softmax(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau,
+                                  tau_tensor, dim, mask, return_index);
+}
+
 }  // namespace
 }  // namespace gumbel_ext
 
 TORCH_LIBRARY_IMPL(gumbel_ext, AutocastCUDA, m) {
   m.impl("gumbel_softmax", &gumbel_ext::gumbel_softmax_autocast_cuda);
   m.impl("gumbel_log_softmax", &gumbel_ext::gumbel_log_softmax_autocast_cuda);
+  m.impl("straight_through_softmax", &gumbel_ext::straight_through_softmax_autocast_cuda);
 }

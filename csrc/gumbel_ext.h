@@ -72,6 +72,13 @@ std::tuple<at::Tensor, at::Tensor> logistic_noise(
     const std::optional<at::Tensor>& rng_state = std::nullopt,
     at::OptionalSymIntArrayRef positions = std::nullopt);
 
+// No noise: the one-hot vector of the largest logit, with the gradient of softmax(logits / tau).
+// Returns it and its index, as gumbel_softmax does.
+std::tuple<at::Tensor, at::Tensor> straight_through_softmax(
+    const at::Tensor& logits, double tau = 1.0,
+    const std::optional<at::Tensor>& tau_tensor = std::nullopt, int64_t dim = -1,
+    const std::optional<at::Tensor>& mask = std::nullopt, bool return_index = false);
+
 // The backward ops; autograd calls them. y is what the soft forward returned, index its index.
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(
     const at::Tensor& grad, const at::Tensor& y, const at::Tensor& index, double tau,

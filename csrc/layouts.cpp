@@ -49,6 +49,10 @@ std::vector<torch::Library> register_refusals() {
              "gumbel_log_softmax_backward",
              "concrete_log_prob",
              "concrete_log_prob_backward",
+             "straight_through_softmax",
+             "straight_through_softmax_backward",
+             "soft_argmax",
+             "soft_argmax_backward",
          }) {
       library.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse>());
     }

@@ -19,6 +19,12 @@ TORCH_LIBRARY(gumbel_ext, m) {
       "Tensor used_rng_state)",
       random);
   m.def(
+      "decoupled_gumbel_softmax(Tensor logits, float tau_forward, Tensor? tau_forward_tensor, "
+      "float "
+      "tau_backward, Tensor? tau_backward_tensor, bool hard, int dim, Tensor? mask, bool "
+      "return_index, Generator? generator, Tensor? rng_state) -> (Tensor y, Tensor index)",
+      random);
+  m.def(
       "gumbel_argmax(Tensor logits, int dim, bool keepdim, Tensor? mask, Generator? generator, "
       "Tensor? rng_state, SymInt[]? positions=None) "
       "-> Tensor",
@@ -76,6 +82,27 @@ TORCH_LIBRARY(gumbel_ext, m) {
       "concrete_log_prob_backward(Tensor grad, Tensor value, Tensor logits, float tau, Tensor? "
       "tau_tensor, int dim, bool log_space, bool value_grad, bool logits_grad, bool tau_grad) -> "
       "(Tensor grad_value, Tensor grad_logits, Tensor grad_tau)",
+      deterministic);
+
+  // Deterministic: the one-hot vector of the largest logit with the gradient of softmax(logits /
+  // tau), and the expected position softmax(beta logits) . positions.
+  m.def(
+      "straight_through_softmax(Tensor logits, float tau, Tensor? tau_tensor, int dim, Tensor? "
+      "mask, bool return_index) -> (Tensor y, Tensor index)",
+      deterministic);
+  m.def(
+      "straight_through_softmax_backward(Tensor grad, Tensor logits, Tensor index, float tau, "
+      "Tensor? tau_tensor, int dim, Tensor? mask, bool tau_grad) -> (Tensor grad_logits, Tensor "
+      "grad_tau)",
+      deterministic);
+  m.def(
+      "soft_argmax(Tensor logits, float beta, Tensor? beta_tensor, int dim, Tensor positions) -> "
+      "(Tensor expected, Tensor row_state)",
+      deterministic);
+  m.def(
+      "soft_argmax_backward(Tensor grad, Tensor logits, Tensor row_state, float beta, Tensor? "
+      "beta_tensor, int dim, Tensor positions, bool beta_grad) -> (Tensor grad_logits, Tensor "
+      "grad_beta)",
       deterministic);
 
   // What rows that are sharded over processes need besides: gumbel_ext/_sharded_rows.py calls them.
@@ -145,6 +172,16 @@ at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,
                               const std::optional<at::Tensor>&, at::OptionalSymIntArrayRef);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_noise");
   return op.call(like, c10::fromIntArrayRefSlow(size), generator, rng_state, positions);
+}
+
+std::tuple<at::Tensor, at::Tensor> straight_through_softmax(
+    const at::Tensor& logits, double tau, const std::optional<at::Tensor>& tau_tensor, int64_t dim,
+    const std::optional<at::Tensor>& mask, bool return_index) {
+  using Function = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, double,
+                                                      const std::optional<at::Tensor>&, int64_t,
+                                                      const std::optional<at::Tensor>&, bool);
+  static const auto op = find_op<Function>("gumbel_ext::straight_through_softmax");
+  return op.call(logits, tau, tau_tensor, dim, mask, return_index);
 }
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward(

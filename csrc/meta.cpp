@@ -64,6 +64,47 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_meta(
   return {at::empty_like(logits), empty_grad_tau(logits, dim, tau_grad)};
 }
 
+std::tuple<at::Tensor, at::Tensor> straight_through_softmax_meta(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t dim,
+    const OptionalTensor& mask, bool return_index) {
+  constexpr const char* op = "straight_through_softmax";
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, std::nullopt, std::nullopt,
+                      std::nullopt);
+  const auto integers = logits.options().dtype(at::kLong);
+  return {at::empty_like(logits), return_index
+                                      ? at::empty_symint(shape_without(logits, dim), integers)
+                                      : at::empty({0}, integers)};
+}
+
+std::tuple<at::Tensor, at::Tensor> straight_through_softmax_backward_meta(
+    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
+    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask, bool tau_grad) {
+  constexpr const char* op = "straight_through_softmax_backward";
+  dim = check_backward(op, grad, logits, index, tau, tau_tensor, dim, mask, std::nullopt,
+                       std::nullopt);
+  return {at::empty_like(logits), empty_grad_tau(logits, dim, tau_grad)};
+}
+
+std::tuple<at::Tensor, at::Tensor> soft_argmax_meta(const at::Tensor& logits, double beta,
+                                                    const OptionalTensor& beta_tensor, int64_t dim,
+                                                    const at::Tensor& positions) {
+  dim = check_soft_argmax("soft_argmax", logits, beta, beta_tensor, dim, positions);
+  c10::SymDimVector shape = shape_without(logits, dim);
+  shape.push_back(positions.sym_size(0));
+  const at::Tensor expected =
+      at::empty_symint(shape, logits.options().dtype(compute_dtype(logits.scalar_type())));
+  shape.back() += 3;
+  return {expected, at::empty_symint(shape, logits.options().dtype(at::kDouble))};
+}
+
+std::tuple<at::Tensor, at::Tensor> soft_argmax_backward_meta(
+    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& row_state, double beta,
+    const OptionalTensor& beta_tensor, int64_t dim, const at::Tensor& positions, bool beta_grad) {
+  dim = check_soft_argmax_backward("soft_argmax_backward", grad, logits, row_state, beta,
+                                   beta_tensor, dim, positions);
+  return {at::empty_like(logits), empty_grad_tau(logits, dim, beta_grad)};
+}
+
 }  // namespace
 }  // namespace gumbel_ext
 
@@ -75,4 +116,8 @@ TORCH_LIBRARY_IMPL(gumbel_ext, Meta, m) {
   m.impl("gumbel_noise", &gumbel_noise_meta);
   m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_meta);
   m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_meta);
+  m.impl("straight_through_softmax", &straight_through_softmax_meta);
+  m.impl("straight_through_softmax_backward", &straight_through_softmax_backward_meta);
+  m.impl("soft_argmax", &soft_argmax_meta);
+  m.impl("soft_argmax_backward", &soft_argmax_backward_meta);
 }

@@ -13,6 +13,7 @@ __all__ = [
     "binary_concrete",
     "binary_concrete_log_prob",
     "concrete_log_prob",
+    "decoupled_gumbel_softmax",
     "draw_rng_state",
     "gumbel_argmax",
     "gumbel_log_softmax",
@@ -23,6 +24,9 @@ __all__ = [
     "patch_torch",
     "relaxed_topk",
     "replay_generators",
+    "soft_argmax",
+    "soft_argmax_2d",
+    "straight_through_softmax",
 ]
 
 try:
@@ -33,9 +37,12 @@ except ImportError:
     if not (sys.argv[:1] == ["-m"] and "gumbel_ext.info" in sys.orig_argv):
         raise
 else:
+    from gumbel_ext import nn as nn
     from gumbel_ext._checkpoint import replay_generators
     from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logistic_noise
     from gumbel_ext.concrete import concrete_log_prob, gumbel_log_softmax
+    from gumbel_ext.deterministic import soft_argmax, soft_argmax_2d, straight_through_softmax
     from gumbel_ext.functional import draw_rng_state, gumbel_argmax, gumbel_noise, gumbel_softmax
     from gumbel_ext.patch import PatchHandle, patch_torch
+    from gumbel_ext.temperature import decoupled_gumbel_softmax
     from gumbel_ext.topk import gumbel_topk, relaxed_topk

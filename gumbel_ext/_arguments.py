@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def split_tau(function: str, tau: Any) -> tuple[float, Tensor | None]:
+def split_tau(function: str, tau: Any, name: str = "tau") -> tuple[float, Tensor | None]:
     """Splits a temperature into the op's number and tensor; one of them is not used."""
     if isinstance(tau, Tensor):
         # A buffer made of an int is as good as the int; bool and complex numbers the op refuses.
@@ -24,7 +24,7 @@ def split_tau(function: str, tau: Any) -> tuple[float, Tensor | None]:
     if isinstance(tau, bool) or not isinstance(tau, (int, float, torch.SymFloat, torch.SymInt)):
         if isinstance(tau, bool) or not isinstance(tau, numbers.Real):
             raise TypeError(
-                f"{function}: tau must be a number or a tensor, got {tau!r} of type "
+                f"{function}: {name} must be a number or a tensor, got {tau!r} of type "
                 f"{type(tau).__name__}"
             )
         tau = float(tau)  # a float32 of NumPy, for one

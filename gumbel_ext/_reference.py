@@ -574,3 +574,76 @@ def concrete_log_prob(
         outside = outside | (value < 0)
     possible = (~never & ~none).any(dim) | (zero.any(dim) & (~none).any(dim))
     return density.masked_fill(outside.any(dim) | ~possible, torch.nan)
+
+
+def straight_through_softmax(
+    logits: Tensor,
+    tau: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The one-hot of ``argmax(l)`` with the gradient of ``softmax(l / tau)``, and its index.
+
+    :func:`gumbel_softmax` with ``hard`` and noise of 0, same arguments and results.
+    """
+    return gumbel_softmax(logits, tau, True, dim, mask=mask, noise=torch.zeros_like(logits))
+
+
+def decoupled_gumbel_softmax(
+    logits: Tensor,
+    tau_forward: float | Tensor,
+    tau_backward: float | Tensor,
+    hard: bool = False,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+    rng_state: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The sample at ``tau_forward`` with the gradient of that at ``tau_backward``, and its index.
+
+    Arguments and results as :func:`gumbel_softmax`; the value is constant in ``tau_forward``.
+    """
+    value, index = gumbel_softmax(
+        logits, tau_forward, hard, dim, mask=mask, rng_state=rng_state, noise=noise
+    )
+    soft, _ = gumbel_softmax(
+        logits, tau_backward, False, dim, mask=mask, rng_state=rng_state, noise=noise
+    )
+    return value.detach() + (soft - soft.detach()), index
+
+
+def soft_argmax(
+    logits: Tensor,
+    beta: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """``sum_i x_i softmax(beta l)_i`` along ``dim`` (Chapelle and Wu, 2010).
+
+    Args:
+        logits: floating-point tensor of any shape, -inf for probability 0.
+        beta: inverse temperature, a number or a tensor broadcastable to ``logits`` with ``dim`` of
+            size 1.
+        dim: dimension of the classes.
+        positions: ``x``, of shape ``[C]``; 0, 1, ... if None.
+
+    Returns:
+        A tensor of the shape of ``logits`` without ``dim``, in the precision computed in.
+    """
+    if logits.dim() == 0:
+        return soft_argmax(logits.unsqueeze(0), beta, 0, positions=positions)
+    x = logits.to(_accumulation_dtype(logits.dtype))
+    if positions is None:
+        positions = torch.arange(x.shape[dim], device=x.device)
+    absent = x == -torch.inf
+    absent = absent & ~absent.all(dim, keepdim=True)
+    # 0 * inf in the derivative of the product is NaN.
+    scores = (x.masked_fill(absent, 0.0) * beta).masked_fill(absent, -torch.inf)
+    places = positions.to(x.dtype).view(-1, *[1] * (x.dim() - dim % x.dim() - 1))
+    # Differences from the position at the largest logit: the sum of the weights is 1.
+    origin = positions.to(x.dtype)[x.detach().argmax(dim, keepdim=True)]
+    expected = (torch.softmax(scores, dim) * (places - origin)).sum(dim)
+    return expected + origin.squeeze(dim)

@@ -103,7 +103,7 @@ class ColumnWorker {
   static constexpr std::int64_t kPrefetchReads = 4, kPrefetchWrites = 16;
 
   ColumnWorker(const Problem& problem, std::int64_t tile)
-      : p_(problem), noise_(problem.seed, problem.offset), tile_(tile) {}
+      : p_(problem), noise_(problem.seed, problem.offset, !problem.noise), tile_(tile) {}
 
   void forward(std::int64_t task) {
     start(task);

@@ -23,6 +23,7 @@ class ProblemBuilder {
       (d < dim ? problem_.outer : d == dim ? problem_.classes : problem_.inner) *= logits.size(d);
     }
     problem_.tau_value = 1;
+    problem_.noise = true;
     problem_.seed = problem_.offset = 0;
     problem_.hard = false;
     problem_.k = 1;
@@ -270,6 +271,7 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
   builder.add(p.grad_logits, grad_logits.rows);
   if (mask) builder.add(p.mask, allowed);
   if (tau_tensor) builder.add(p.tau, temperatures);
+  p.noise = rng_state.has_value();
   if (rng_state) {
     const RngState state = reserve_randomness(std::nullopt, rng_state);
     p.seed = state.seed;
@@ -297,6 +299,41 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_cpu(
                       tau, tau_tensor, dim, mask, rng_state, tau_grad, positions);
 }
 
+std::tuple<at::Tensor, at::Tensor> straight_through_softmax_cpu(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t dim,
+    const OptionalTensor& mask, bool return_index) {
+  constexpr const char* op = "straight_through_softmax";
+  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, std::nullopt, std::nullopt,
+                      std::nullopt);
+  row_temperatures(op, tau_tensor, logits, dim);  // for its check
+
+  Output y(logits, dim);
+  at::Tensor index =
+      return_index ? at::empty(without_dim(logits, dim), at::kLong) : at::empty({0}, at::kLong);
+  if (logits.numel() == 0) return {y.tensor, index.fill_(-1)};
+  const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
+  const Positions places(logits.sizes(), std::nullopt);
+
+  ProblemBuilder builder(logits, dim, places);
+  Problem& p = builder.problem();
+  p.noise = false;
+  p.hard = true;
+  builder.add(p.logits, rows);
+  builder.add(p.output, y.rows);
+  if (mask) builder.add(p.mask, allowed);
+  if (return_index) p.index = index.mutable_data_ptr<int64_t>();
+  run_problem(Op::kForward, builder.finish());
+  y.settle();
+  return {y.tensor, index};
+}
+
+std::tuple<at::Tensor, at::Tensor> straight_through_softmax_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
+    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask, bool tau_grad) {
+  return backward_cpu("straight_through_softmax_backward", Op::kBackwardRecompute, grad, logits,
+                      index, tau, tau_tensor, dim, mask, std::nullopt, tau_grad, std::nullopt);
+}
+
 }  // namespace
 }  // namespace cpu
 }  // namespace gumbel_ext
@@ -309,4 +346,6 @@ TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
   m.impl("gumbel_noise", &gumbel_noise_cpu);
   m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_cpu);
   m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_cpu);
+  m.impl("straight_through_softmax", &straight_through_softmax_cpu);
+  m.impl("straight_through_softmax_backward", &straight_through_softmax_backward_cpu);
 }

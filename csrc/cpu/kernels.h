@@ -56,6 +56,15 @@ struct KernelTable {
                          std::uint64_t first, std::int64_t count, void* out);
   void (*logistic_from_words)(ElementType type, const std::uint32_t* hi, const std::uint32_t* lo,
                               std::int64_t count, void* out);
+  // The expected position of a row: what chunk [first, first + count) adds, the chunks together,
+  // and a chunk of the gradient; see soft_argmax.h.
+  void (*accumulate_positions)(ElementType type, const void* logits, std::int64_t first,
+                               std::int64_t count, const PositionRow& row, PositionChunk& out);
+  void (*settle_positions)(ElementType type, const PositionChunk* chunks, std::int64_t count,
+                           const PositionRow& row, double* state);
+  double (*position_gradient)(ElementType type, const void* logits, std::int64_t first,
+                              std::int64_t count, const PositionRow& row, const double* state,
+                              const void* grad_expected, bool beta_grad, void* grad_logits);
 };
 
 extern const KernelTable kBaselineKernels;

@@ -49,9 +49,13 @@ class NoiseSource {
   // A fill() writes whole registers of blocks, up to this many words more than asked for.
   static constexpr int kSlack = 4 * RegWord::lanes;
 
-  NoiseSource(std::uint64_t seed, std::uint64_t offset) : seed_(seed), offset_(offset) {
+  NoiseSource(std::uint64_t seed, std::uint64_t offset, bool silent = false)
+      : silent_(silent), seed_(seed), offset_(offset) {
     set_block_high(0);
   }
+
+  // Whether its noise is left out.
+  bool silent() const { return silent_; }
 
   // The words of blocks first, first + 1, ... of block(k) of the noise contract, four each.
   void fill(int k, std::uint64_t first, std::int64_t blocks, std::uint32_t* out) {
@@ -117,6 +121,7 @@ class NoiseSource {
     }
   }
 
+  bool silent_;
   std::uint64_t seed_, offset_;
   std::uint32_t block_high_ = 0;
   PhiloxStream<RegWord> streams_[2];
@@ -223,12 +228,24 @@ GUMBEL_EXT_INLINE Vector<A> forbid(const std::uint8_t* allowed, std::int64_t cou
                 RealTraits<Vector<A>>::splat(-std::numeric_limits<A>::infinity()));
 }
 
+// z[j] = x[j], or -inf where allowed[j] == 0, for 0 <= j < count.
+template <class T, class A>
+void copy_logits(std::int64_t count, const T* x, const T* x_end, const std::uint8_t* allowed,
+                 const std::uint8_t* allowed_end, A* z, const A* z_end) {
+  for (std::int64_t j = 0; j < count; j += kLanes) {
+    Vector<A> v = load_run(x + j, count - j, x_end);
+    if (allowed) v = forbid<A>(allowed + j, count - j, allowed_end, v);
+    store_run(z + j, v, count - j, count - j >= kLanes ? z + j + kLanes : z_end);
+  }
+}
+
 // z[j] = x[j] + noise of position n + j, or -inf where allowed[j] == 0, for 0 <= j < count.
 template <class T, class A>
 void add_gumbel_noise(NoiseSource& source, std::uint64_t n, std::int64_t count, const T* x,
                       const T* x_end, const std::uint8_t* allowed, const std::uint8_t* allowed_end,
                       A* z, const A* z_end) {
   using F = Vector<A>;
+  if (source.silent()) return copy_logits(count, x, x_end, allowed, allowed_end, z, z_end);
   ExponentialSpan<A> span;
   while (count > 0) {
     // Spans end on a multiple of four positions, so that only the first one is unaligned.

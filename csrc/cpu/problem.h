@@ -38,6 +38,8 @@ struct Problem {
   int dims;
   std::int64_t size[kMaxDims];
 
+  // Without it the logits are taken as they are.
+  bool noise;
   std::uint64_t seed, offset;
   // Noise positions: of the first element, and their strides, which those of memory say nothing
   // about. They are contiguous unless the logits are part of a larger tensor.
@@ -118,6 +120,23 @@ struct SplitRow {
   void* work;  // classes elements of the type computed in: logits + noise, then y
   ChunkState* chunks;
   double largest, sum, dot, log_dot;
+};
+
+// The expected position under the softmax of a row; see soft_argmax.h.
+constexpr int kMaxCoordinates = 3;
+
+struct PositionRow {
+  const void* positions;  // [coordinates, classes] of the type computed in
+  int coordinates;
+  std::int64_t classes;
+  double beta;
+};
+
+// What one chunk of a row adds to it.
+struct PositionChunk {
+  double largest;      // NaN where there is one
+  std::int64_t index;  // of it, or of the first NaN
+  double total, moment[kMaxCoordinates];
 };
 
 }  // namespace cpu

@@ -17,7 +17,7 @@ class RowWorker {
   using F = Vector<A>;
 
   explicit RowWorker(const Problem& problem)
-      : p_(problem), noise_(problem.seed, problem.offset), search_(noise_) {}
+      : p_(problem), noise_(problem.seed, problem.offset, !problem.noise), search_(noise_) {}
 
   // ---- kRows
   // -------------------------------------------------------------------------------------------------------
@@ -354,7 +354,9 @@ class RowWorker {
     return {run.data ? run.data + r * p_.classes : nullptr, run.end};
   }
 
-  bool bounded() const { return std::is_same_v<A, float> && p_.classes >= kMinBoundedClasses; }
+  bool bounded() const {
+    return std::is_same_v<A, float> && p_.classes >= kMinBoundedClasses && p_.noise;
+  }
   void prepare_search(std::uint64_t n, std::int64_t count, const Run<const T>& x,
                       const Run<const std::uint8_t>& allowed) {
     if (bounded()) {

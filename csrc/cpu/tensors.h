@@ -89,10 +89,11 @@ void fill_noise(const at::Tensor& out, const RngState& state, at::OptionalSymInt
 
 // A temperature tensor as float64 values broadcast over the rows.
 inline at::Tensor row_temperatures(const char* op, const OptionalTensor& tau_tensor,
-                                   const at::Tensor& logits, int64_t dim) {
+                                   const at::Tensor& logits, int64_t dim,
+                                   const char* name = "tau") {
   if (!tau_tensor) return at::Tensor();
   const at::Tensor values = tau_tensor->to(at::kDouble);
-  check_tau_values(op, values);
+  check_tau_values(op, values, name);
   at::DimVector shape(logits.sizes());
   if (!shape.empty()) shape[dim] = 1;
   return values.expand(shape);

@@ -1,0 +1,44 @@
+"""Cases that race functions of one tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from timing import Call
+
+from family.case import FamilyCase
+
+# In turn, so that each call finds its input outside the cache.
+INPUTS = 4
+
+
+def function_case(
+    page: str,
+    op: str,
+    functions: Mapping[str, Callable[..., Any]],
+    shape: tuple[int, ...],
+    *,
+    train: bool,
+    quick: bool,
+) -> FamilyCase:
+    """The functions by name, ours first, forward alone or with their backward."""
+
+    def contenders() -> tuple[dict[str, Call], int]:
+        inputs = [torch.randn(shape).requires_grad_(train) for _ in range(INPUTS)]
+        with torch.no_grad():
+            grad = torch.randn_like(next(iter(functions.values()))(inputs[0]))
+
+        def call(function: Callable[..., Any]) -> Call:
+            def run(i: int) -> object:
+                out = function(inputs[i % INPUTS])
+                return torch.autograd.grad(out, inputs[i % INPUTS], grad) if train else out
+
+            return run
+
+        return {name: call(function) for name, function in functions.items()}, INPUTS
+
+    variant = "forward and backward" if train else "forward"
+    return FamilyCase(page, op, shape, "float32", math.prod(shape), contenders, variant, quick)

@@ -1,0 +1,28 @@
+"""What the module costs beside the function."""
+
+from __future__ import annotations
+
+import torch
+
+from family.case import FamilyCase
+from family.functions import function_case
+from gumbel_ext import gumbel_softmax
+from gumbel_ext.nn import GumbelSoftmax
+from gumbel_ext.temperature import LearnableTemperature, LinearTemperature
+
+
+def function(logits: torch.Tensor) -> torch.Tensor:
+    return gumbel_softmax(logits, 0.7, True)
+
+
+def cases() -> list[FamilyCase]:
+    functions = {
+        "gumbel_softmax": function,
+        "module, number": GumbelSoftmax(0.7, True),
+        "module, schedule": GumbelSoftmax(LinearTemperature(0.7, 0.7, 10), True),
+        "module, learnable": GumbelSoftmax(LearnableTemperature(0.7), True),
+    }
+    return [
+        function_case("modules", "GumbelSoftmax", functions, shape, train=True, quick=quick)
+        for shape, quick in (((64, 10), True), ((16384, 64), False))
+    ]
