@@ -337,6 +337,12 @@ def test_generators(cls, device):
     SAMPLERS[cls](ours.logits, 0.5, generator=sampled)
     SAMPLERS[cls](ours.logits, 0.5, generator=sampled)
     assert torch.equal(sampled.get_state(), seeded.get_state())
+    after = []
+    for draw in (ours.rsample, lambda: SAMPLERS[cls](ours.logits, 0.5)):
+        torch.manual_seed(4)
+        draw()
+        after.append(oracle.default_rng_state(device))
+    assert torch.equal(*after)
     with pytest.raises(ValueError, match="generator or rng_state, not both"):
         ours.rsample(generator=seeded, rng_state=rng_state(device=device))
 
