@@ -1,6 +1,10 @@
 """Binary concrete samples: values, gradients and states against float64 on the same noise."""
 
 import math
+import os
+import pathlib
+import subprocess
+import sys
 
 import mpmath
 import pytest
@@ -292,6 +296,42 @@ def test_memory_layouts(device, state, shape, dtype):
         actual = OPS.binary_concrete_backward(other, view, 1.0, tau, state, True)
         assert torch.equal(actual[0], expected[0]), name
         assert torch.equal(actual[1], expected[1]), name
+
+
+# ---- instruction sets ---------------------------------------------------------------------------
+
+
+def instruction_set_results():
+    source = torch.Generator().manual_seed(9)
+    for dtype in DTYPES:
+        logits, dy = (2 * torch.randn(2, 3, 1031, generator=source)).to(dtype)
+        yield dtype, binary_concrete(logits, 0.7, rng_state=rng_state())
+        backward = OPS.binary_concrete_backward(dy, logits, 0.7, None, rng_state(), True)
+        yield from ((result.dtype, result) for result in backward)
+        yield dtype, logistic_noise(1031, dtype=dtype, rng_state=rng_state())
+
+
+def run_with(capability, path):
+    environment = os.environ | {"GUMBEL_EXT_CPU_CAPABILITY": capability}
+    here = str(pathlib.Path(__file__).parent)
+    environment["PYTHONPATH"] = os.pathsep.join([here, *filter(None, sys.path)])
+    code = "import test_binary as t, torch\n"
+    code += f"torch.save([*t.instruction_set_results()], {str(path)!r})"
+    subprocess.run([sys.executable, "-c", code], env=environment, timeout=300, check=True)
+    return torch.load(path)
+
+
+@pytest.mark.cpu_only(reason="instruction sets of the CPU")
+@pytest.mark.parametrize("capability", _C.cpu_capabilities()[1:])
+def test_instruction_sets_agree(capability, tmp_path):
+    theirs = run_with(capability, tmp_path / "results.pt")
+    for (dtype, mine), (_, other) in zip(instruction_set_results(), theirs, strict=True):
+        if capability != "generic":
+            assert torch.equal(mine, other)
+        else:
+            # Generic code has no fma of its own.
+            loose = 64 * eps(dtype)
+            torch.testing.assert_close(mine, other, rtol=loose, atol=loose)
 
 
 # ---- gradients ----------------------------------------------------------------------------------

@@ -160,6 +160,26 @@ def test_backward_ops(option, dtype, tau_grad):
         assert described(grad_tau) == ((4, 1, 6) if tau_grad else (0,), computed_in, CUDA)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_binary_concrete(hard, dtype):
+    state, computed_in = logits_of(2, dtype=torch.int64), torch.float32
+    if dtype == torch.float64:
+        computed_in = dtype
+    for logits in (logits_of(4, 5, dtype=dtype), logits_of(5, 4, dtype=dtype).mT):
+        for tau in (None, logits_of(5), torch.empty((), dtype=torch.float64)):
+            y, used = OPS.binary_concrete(logits, 0.5, tau, hard, None, None)
+            assert described(y) == ((4, 5), dtype, CUDA)
+            assert y.stride() == logits.stride()
+            assert described(used) == ((2,), torch.int64, CUDA)
+            for tau_grad, shape in ((False, (0,)), (True, (4, 5))):
+                grad, terms = OPS.binary_concrete_backward(y, logits, 0.5, tau, state, tau_grad)
+                assert described(grad) == ((4, 5), dtype, CUDA)
+                assert grad.stride() == logits.stride()
+                assert described(terms) == (shape, computed_in, CUDA)
+    noise = gumbel_ext.logistic_noise((3, 4), dtype=dtype, device=CUDA)
+    assert described(noise) == ((3, 4), dtype, CUDA)
+
+
 def test_bad_arguments_are_named_while_tracing():
     logits = logits_of(4, 5, 6)
     with pytest.raises(ValueError, match=r"mask must broadcast .* got shape \[7\]"):
@@ -266,6 +286,15 @@ class Noise(torch.nn.Module):
         return (gumbel_ext.gumbel_noise(logits.shape, dtype=logits.dtype, device=logits.device),)
 
 
+class Gate(torch.nn.Module):
+    def __init__(self, hard=False):
+        super().__init__()
+        self.hard = hard
+
+    def forward(self, logits, tau=0.5):
+        return (gumbel_ext.binary_concrete(logits, tau, self.hard),)
+
+
 def cases():
     """``module, arguments, op`` with logits of shape [4, 5, 6] in bfloat16."""
     logits = logits_of(4, 5, 6, dtype=torch.bfloat16)
@@ -286,12 +315,14 @@ def cases():
         "argmax": (Argmax(), (logits,), "gumbel_argmax"),
         "argmax_mask": (Argmax(), (logits, mask), "gumbel_argmax"),
         "noise": (Noise(), (logits,), "gumbel_noise"),
+        "binary": (Gate(), (logits,), "binary_concrete"),
+        "binary_hard_tau": (Gate(hard=True), (logits, rows), "binary_concrete"),
     }
 
 
 CASE_NAMES = (
     *("soft", "hard", "index", "hard_index", "mask", "tau_rows", "all"),
-    *("argmax", "argmax_mask", "noise"),
+    *("argmax", "argmax_mask", "noise", "binary", "binary_hard_tau"),
 )
 
 
@@ -421,6 +452,21 @@ def test_compiled_backward_is_one_call(hard, dynamic, place):
     _, *saved = output.args[0]
     computed = [n for n in saved if n.op != "placeholder" and not n.name.startswith("sym_size")]
     assert any(node.meta["val"].dim() == 3 for node in computed) == (not hard)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.type)
+def test_compiled_binary_backward_is_one_call(hard, place):
+    logits = torch.empty(4, 5, 6, device=place, dtype=torch.bfloat16, requires_grad=True)
+    tau = torch.empty(4, 1, 1, device=place, requires_grad=True)
+    forward, backward = compile_to_graphs(Gate(hard), (logits, tau))
+    assert calls(forward) == ["gumbel_ext.binary_concrete.default"]
+    ours, others = split(backward)
+    assert ours == ["gumbel_ext.binary_concrete_backward.default"]
+    assert others <= {"aten.sum.dim_IntList"}
+    # Kept for the backward: inputs and the state.
+    (output,) = [node for node in forward.graph.nodes if node.op == "output"]
+    computed = [n for n in output.args[0][1:] if n.op != "placeholder"]
+    assert [node.meta["val"].dim() for node in computed] == [1]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.type)

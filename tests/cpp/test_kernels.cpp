@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "binary_kernels.h"
 #include "cpu/execute.h"
 
 namespace {
@@ -583,6 +584,10 @@ int main(int argc, char** argv) {
             digest(c, compute(*tables[i], c, make_data(c), c.layout, 1, false));
         h = hash(h, &one, sizeof one);
       }
+      for (const BinaryCase& c : binary_cases()) {
+        const std::vector<char> bytes = compute_binary(*tables[i], c, 1);
+        h = hash(h, bytes.data(), bytes.size());
+      }
       std::printf("%016llx\n", static_cast<unsigned long long>(h));
       return 0;
     }
@@ -614,6 +619,8 @@ int main(int argc, char** argv) {
               c.name() + ": bits depend on the instruction set");
       }
     }
+    const bool has_fma = std::strcmp(table.capability, "generic") != 0;
+    check_binary_kernels(table, i > 0 && has_fma ? tables[0] : nullptr, check);
     std::printf("%s: %zu cases, %d failures\n", table.capability, cases.size(), failed - before);
   }
   std::printf("%d passed, %d failed\n", passed, failed);
