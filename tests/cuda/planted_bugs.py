@@ -108,6 +108,7 @@ P, G, L, K, T, V, R, S, C, N, Q = (
     "noise.cuh",
     "topk_kernels.cuh",
 )
+B, M = "binary_kernels.cuh", "launch_binary.cu"
 
 BUGS = [
     # ---- agreement among threads
@@ -238,6 +239,31 @@ BUGS = [
     swap("topk: room for the classes alone", P, "divide_up(p.classes + group - 1, group)", "divide_up(p.classes, group)"),
     Bug("topk: scores past the row", Q, "if (span.holds(v)) scores", "if (BUG || span.holds(v)) scores"),
     swap("any one stride is taken for consecutive noise", K, "positions.stride[0] == 1", "true"),
+    # ---- the binary concrete
+    swap("its last group is forgotten", M, "p.count / kGroup + 2", "p.count / kGroup / 256 * 256"),
+    swap("its groups begin with element 0", B, "static_cast<int>(first % kGroup)", "0"),
+    swap("a group's elements before the first", B, "first + j >= 0", "true"),
+    swap("a group's elements past the last", B, "first + j < count", "true"),
+    swap("whole groups past the last element", B, "n <= p.count - kGroup", "n <= p.count"),
+    Bug("whole groups before the first element", B, "{n, p.count, n >= 0", "{n, p.count, BUG || n >= 0"),
+    swap("vectors read off their boundary", B, "direct && group.whole && on_16_bytes(data + group.first)", "direct && group.whole"),
+    swap("vectors written off their boundary", B, "group.whole && on_16_bytes(data)", "group.whole"),
+    swap("broadcast operands read as full ones", B, "operand.period == group.count", "true"),
+    drop("operands repeated over trailing dimensions", B, "if (operand.repeat != 1) n /= operand.repeat;"),
+    swap("an element's place within a period", B, "n % operand.period", "n"),
+    swap("the sigmoid of |z|", B, "z < 0 ? multiply(e, r) : r", "r"),
+    swap("the reciprocal of certainty", B, "sum == 1 ? Scalar(1) : reciprocal(sum)", "reciprocal(sum)"),
+    swap("the slope from a rounded sample", B, "multiply(multiply(e, r), r)", "multiply(r, add(Scalar(1), -r))"),
+    swap("0 * inf in the gradient of tau", B, "curve.e == 0", "false"),
+    swap("the gradient of tau by its sign", B, "-multiply(gradient, curve.z)", "multiply(gradient, curve.z)"),
+    swap("hard samples of the opposite", B, "static_cast<Scalar>(score > 0)", "static_cast<Scalar>(score < 0)"),
+    swap("hard samples of NaN", B, "score != score", "false"),
+    *(swap(f"tensors of temperatures ignored, place {nth + 1}", B, "p.inverse_tau.data != nullptr", "false", nth, 2) for nth in range(2)),
+    *(drop(f"the state of a sample is not recorded, place {nth + 1}", B, "record_state(state, p.used_state);", nth, 2) for nth in range(2)),
+    swap("any one stride is taken for consecutive noise of samples", M, "positions.dims == 1 && positions.stride[0] == 1", "positions.dims == 1"),
+    Bug("samples' positions taken for consecutive ones", M, "if (!consecutive)", "if (!consecutive && !BUG)"),
+    Bug("logistic noise upside down", N, "return upper ? -odds : odds;", "return upper != BUG ? -odds : odds;"),
+    swap("logistic noise forgets 1 - v", N, "add(log2_approximate(tail.v), -log2_approximate(add(1.0f, -tail.v)))", "log2_approximate(tail.v)"),
 ]  # fmt: skip
 
 
@@ -272,8 +298,8 @@ def plant(bugs: list[Bug], folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def build(folder: Path) -> Path:
-    """The emulated tests of float32, with the race detector's hooks in the kernels."""
+def build(folder: Path) -> tuple[Path, Path]:
+    """The emulated tests, of float32 and of the binary concrete, with the race detector's hooks."""
     compiler = os.environ.get("CXX", "g++")
     flags = ["-std=c++20", "-ffp-contract=off", "-w", "-DGUMBEL_EXT_EMULATE_CUDA"]
     flags += ["-DGUMBEL_EXT_TYPE=float", "-Itests/cuda", "-Icsrc/cuda"]
@@ -284,9 +310,11 @@ def build(folder: Path) -> Path:
             flags.append("-mfma")
     flags += ["-include", "emulation.h"]  # for the switches in plan.cpp
     commands = [[*flags, "-O2", "-c", source] for source in (*sources, "tests/cuda/emulation.cpp")]
-    commands.append([*flags, "-O1", "-fsanitize=thread", "-c", "tests/cuda/test_cuda_kernels.cpp"])
+    for tests in ("test_cuda_kernels.cpp", "test_binary_kernels.cpp"):
+        commands.append([*flags, "-O1", "-fsanitize=thread", "-c", f"tests/cuda/{tests}"])
     objects = [str(folder / (command[-1].replace("/", "-") + ".o")) for command in commands]
-    program = folder / "kernels"
+    *shared, of_kernels, of_binary = objects
+    program, binary = folder / "kernels", folder / "binary"
 
     def compile_one(arguments: list[str]) -> None:
         done = run([compiler, *arguments], cwd=folder)
@@ -295,8 +323,13 @@ def build(folder: Path) -> Path:
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
         list(pool.map(compile_one, [[*c, "-o", o] for c, o in zip(commands, objects, strict=True)]))
-    compile_one([*objects, "-o", str(program)])
-    return program
+    compile_one([*shared, of_kernels, "-o", str(program)])
+    compile_one([*shared, of_binary, "-o", str(binary)])
+    return program, binary
+
+
+def of_binary_concrete(bug: Bug) -> bool:
+    return bug.file in (B, M) or bug.what.startswith("logistic")
 
 
 # Where a bug in a file shows; the others show everywhere.
@@ -326,14 +359,17 @@ def main() -> int:
         for part in ("csrc", "tests/cuda"):
             shutil.copytree(ROOT / part, folder / part)
         plant(bugs, folder)
-        program = build(folder)
-        failure = first_failure(program, -1)
-        if failure is not None:
-            sys.exit(f"planted_bugs: fails without a bug: {failure}")
+        program, binary = build(folder)
+        for whole in (program, binary):
+            failure = first_failure(whole, -1)
+            if failure is not None:
+                sys.exit(f"planted_bugs: fails without a bug: {failure}")
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
             found = pool.map(
                 lambda numbered: first_failure(
-                    program, numbered[0], REGIMES.get(numbered[1].file, "")
+                    binary if of_binary_concrete(numbered[1]) else program,
+                    numbered[0],
+                    REGIMES.get(numbered[1].file, ""),
                 ),
                 enumerate(bugs),
             )

@@ -32,7 +32,8 @@ struct Case {
   std::int64_t count = 1000;
   int shift = 0;  // elements that memory begins past a 64-byte boundary
   std::uint64_t first = 0;
-  bool swapped = false;  // positions [rows, columns], columns adjacent
+  std::int64_t stride = 1;  // of positions
+  bool swapped = false;     // positions [rows, columns], columns adjacent
   Spread logits = Spread::kFull, tau = Spread::kOne, grad = Spread::kFull;
   bool tau_tensor = false, edges = false, state_in_memory = false, tau_terms = true;
   double tau_value = 0.7;
@@ -102,7 +103,7 @@ std::string check(const Case& c) {
   positions.first = c.first;
   positions.dims = 1;
   positions.size[0] = c.count;
-  positions.stride[0] = 1;
+  positions.stride[0] = c.stride;
   const std::int64_t columns = 7, rows = (c.count + columns - 1) / columns;
   if (c.swapped) {
     positions.dims = 2;
@@ -126,7 +127,8 @@ std::string check(const Case& c) {
   };
   for (std::int64_t n = 0; n < c.count; ++n) {
     const std::uint64_t position =
-        c.first + static_cast<std::uint64_t>(c.swapped ? n % columns * rows + n / columns : n);
+        c.first +
+        static_cast<std::uint64_t>(c.swapped ? n % columns * rows + n / columns : n * c.stride);
     const double noise = noise_of(position),
                  l = c.op == BinaryOp::kNoise
                          ? 0
@@ -226,6 +228,9 @@ void run_type() {
       c.swapped = true;
       run<T>(c);
       c.swapped = false;
+      c.stride = count % 2 == 0 ? 0 : 3;
+      run<T>(c);
+      c.stride = 1;
       c.state_in_memory = true;
       run<T>(c);
       c.state_in_memory = false;
