@@ -20,8 +20,7 @@ TORCH_LIBRARY(gumbel_ext, m) {
       random);
   m.def(
       "decoupled_gumbel_softmax(Tensor logits, float tau_forward, Tensor? tau_forward_tensor, "
-      "float "
-      "tau_backward, Tensor? tau_backward_tensor, bool hard, int dim, Tensor? mask, bool "
+      "float tau_backward, Tensor? tau_backward_tensor, bool hard, int dim, Tensor? mask, bool "
       "return_index, Generator? generator, Tensor? rng_state) -> (Tensor y, Tensor index)",
       random);
   m.def(

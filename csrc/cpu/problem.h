@@ -39,7 +39,7 @@ struct Problem {
   std::int64_t size[kMaxDims];
 
   // Without it the logits are taken as they are.
-  bool noise;
+  bool noise = true;
   std::uint64_t seed, offset;
   // Noise positions: of the first element, and their strides, which those of memory say nothing
   // about. They are contiguous unless the logits are part of a larger tensor.
