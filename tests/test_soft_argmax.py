@@ -231,7 +231,7 @@ def test_vmap_is_a_loop(device):
 
     # A backward that is itself vmapped.
     logits.requires_grad_()
-    expected = soft_argmax(logits, dim=1)
+    expected = soft_argmax(logits, betas.view(4, 1, 1), 1)
     grads = torch.randn(3, 4, 7, device=device)
     (many,) = torch.autograd.grad(expected, logits, grads, retain_graph=True, is_grads_batched=True)
     for grad, of_it in zip(grads, many, strict=True):
