@@ -37,6 +37,7 @@ except ImportError:
     if not (sys.argv[:1] == ["-m"] and "gumbel_ext.info" in sys.orig_argv):
         raise
 else:
+    from gumbel_ext import distributions as distributions
     from gumbel_ext import nn as nn
     from gumbel_ext._checkpoint import replay_generators
     from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logistic_noise
