@@ -41,7 +41,7 @@ from torch import Tensor
 
 import gumbel_ext
 
-LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)
 SEARCH_SEED = 1000
 LEAVE_ONE_OUT_SAMPLES = 4
 BASELINE_DECAY = 0.95
