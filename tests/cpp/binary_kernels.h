@@ -2,15 +2,7 @@
 // instruction set, and nothing touched outside. Their values are tests/test_binary.py's matter.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <random>
-#include <string>
-#include <thread>
-#include <vector>
-
-#include "cpu/kernels.h"
+#include "strided.h"
 
 namespace gumbel_ext {
 namespace cpu {
@@ -37,36 +29,6 @@ inline std::vector<BinaryCase> binary_cases() {
   return cases;
 }
 
-// Memory of exactly the size asked for, so that AddressSanitizer sees the first byte past it.
-using Bytes = std::unique_ptr<char[]>;
-inline Bytes random_numbers(std::int64_t count, bool is_double, bool positive, unsigned seed) {
-  const std::size_t size = is_double ? 8 : 4;
-  Bytes out(new char[static_cast<std::size_t>(count) * size]);
-  std::mt19937 source(seed);
-  for (std::int64_t i = 0; i < count; ++i) {
-    // Not std::normal_distribution, whose numbers are the library's choice.
-    const double value = static_cast<double>(source() >> 8) * 0x1p-21 - (positive ? -0.5 : 4.0);
-    const float narrow = static_cast<float>(value);
-    std::memcpy(&out[static_cast<std::size_t>(i) * size],
-                is_double ? static_cast<const void*>(&value) : static_cast<const void*>(&narrow),
-                size);
-  }
-  return out;
-}
-
-// Logits of a 16-bit type are the upper halves of float32 numbers: small numbers of either type.
-inline Bytes random_elements(std::int64_t count, ElementType type, unsigned seed) {
-  Bytes wide = random_numbers(count, type == ElementType::kFloat64, false, seed);
-  if (type == ElementType::kFloat64 || type == ElementType::kFloat32) return wide;
-  Bytes out(new char[2 * static_cast<std::size_t>(count)]);
-  for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
-    std::memcpy(&out[2 * i], &wide[4 * i + 2], 2);
-    // The sign, and exponents that float16 has too.
-    if (type == ElementType::kFloat16) out[2 * i + 1] = static_cast<char>(out[2 * i + 1] & 0xBF);
-  }
-  return out;
-}
-
 // The output and the terms, computed in `pieces` by as many threads.
 inline std::vector<char> compute_binary(const KernelTable& table, const BinaryCase& c, int pieces) {
   const bool is_double = c.type == ElementType::kFloat64;
@@ -76,9 +38,9 @@ inline std::vector<char> compute_binary(const KernelTable& table, const BinaryCa
                                                              : 2,
                     computed = is_double ? 8 : 4, bytes = static_cast<std::size_t>(count) * size;
   const auto of = [&](int bit) { return c.one >> bit & 1 ? c.rows : count; };
-  const Bytes logits = random_elements(of(0), c.type, 1),
-              inverse = random_numbers(of(1), is_double, true, 2),
-              grad = random_elements(of(2), c.type, 3);
+  const Bytes logits = random_elements(of(0), c.type, -4, 1),
+              inverse = random_numbers(of(1), is_double, 0.5, 2),
+              grad = random_elements(of(2), c.type, -4, 3);
   const Bytes out(new char[bytes]), terms(new char[static_cast<std::size_t>(count) * computed]);
 
   BinaryProblem p;

@@ -19,6 +19,12 @@
 
 #include "binary_kernels.h"
 #include "cpu/execute.h"
+#include "density_kernels.h"
+#include "log_row_kernels.h"
+#include "noiseless_kernels.h"
+#include "soft_argmax_kernels.h"
+#include "strided.h"
+#include "topk_kernels.h"
 
 namespace {
 
@@ -29,87 +35,6 @@ int passed = 0, failed = 0;
 void check(bool ok, const std::string& what) {
   ok ? ++passed : ++failed;
   if (!ok && failed <= 30) std::printf("FAILED %s\n", what.c_str());
-}
-
-// ---- element types
-// ---------------------------------------------------------------------------------------------------
-
-int size_of(ElementType type) {
-  return type == ElementType::kFloat64 ? 8 : type == ElementType::kFloat32 ? 4 : 2;
-}
-const char* name_of(ElementType type) {
-  switch (type) {
-    case ElementType::kFloat64:
-      return "float64";
-    case ElementType::kFloat32:
-      return "float32";
-    case ElementType::kBFloat16:
-      return "bfloat16";
-    default:
-      return "float16";
-  }
-}
-double epsilon_of(ElementType type) {
-  switch (type) {
-    case ElementType::kFloat64:
-      return 0x1p-52;
-    case ElementType::kFloat32:
-      return 0x1p-23;
-    case ElementType::kBFloat16:
-      return 0x1p-7;
-    default:
-      return 0x1p-10;
-  }
-}
-double read_element(ElementType type, const char* p) {
-  if (type == ElementType::kFloat64) {
-    double v;
-    std::memcpy(&v, p, 8);
-    return v;
-  }
-  if (type == ElementType::kFloat32) {
-    float v;
-    std::memcpy(&v, p, 4);
-    return static_cast<double>(v);
-  }
-  std::uint16_t bits;
-  std::memcpy(&bits, p, 2);
-  if (type == ElementType::kBFloat16) {
-    const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
-    float v;
-    std::memcpy(&v, &wide, 4);
-    return static_cast<double>(v);
-  }
-  const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
-  double v = exponent == 31 ? (mantissa ? std::nan("") : HUGE_VAL)
-             : exponent     ? std::ldexp(1024 + mantissa, exponent - 25)
-                            : std::ldexp(mantissa, -24);
-  return bits & 0x8000 ? -v : v;
-}
-// Writes a value that the type holds exactly, or an infinity or NaN; 16-bit values are truncated.
-void write_element(ElementType type, char* p, double value) {
-  const float narrow = static_cast<float>(value);
-  if (type == ElementType::kFloat64) {
-    std::memcpy(p, &value, 8);
-  } else if (type == ElementType::kFloat32) {
-    std::memcpy(p, &narrow, 4);
-  } else {
-    std::uint32_t wide;
-    std::memcpy(&wide, &narrow, 4);
-    std::uint16_t bits = static_cast<std::uint16_t>(wide >> 16);
-    if (type == ElementType::kFloat16) {
-      const std::uint16_t sign = static_cast<std::uint16_t>(bits & 0x8000);
-      const int exponent = static_cast<int>((wide >> 23) & 255) - 112;
-      if (exponent >= 31) {
-        bits = static_cast<std::uint16_t>(sign | 0x7C00 | (value != value ? 0x200 : 0));
-      } else if (exponent <= 0) {
-        bits = sign;
-      } else {
-        bits = static_cast<std::uint16_t>(sign | (exponent << 10) | ((wide >> 13) & 1023));
-      }
-    }
-    std::memcpy(p, &bits, 2);
-  }
 }
 
 // ---- tensors
@@ -559,6 +484,26 @@ std::vector<Case> make_cases(bool quick) {
   return cases;
 }
 
+// Every third case where time is short.
+template <class Cases>
+Cases some_of(const Cases& cases, bool quick) {
+  Cases some;
+  for (std::size_t i = 0; i < cases.size(); i += quick ? 3 : 1) some.push_back(cases[i]);
+  return some;
+}
+
+// Calls use(name, cases, variants of the work's cut and of layouts, function that computes one).
+template <class Use>
+void each_family(bool quick, Use use) {
+  use("gumbel_topk", some_of(topk_cases(), quick), kTopKVariants, compute_topk);
+  use("log-space sample", some_of(log_sample_cases(), quick), kLogRowVariants, compute_log_sample);
+  use("log-space gradient", some_of(log_gradient_cases(), quick), kLogRowVariants,
+      compute_log_gradient);
+  use("density", some_of(density_cases(), quick), kDensityVariants, compute_density);
+  use("expected position", some_of(position_cases(), quick), kPositionVariants, compute_positions);
+  use("without noise", some_of(noiseless_cases(), quick), kNoiselessVariants, compute_noiseless);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -588,6 +533,12 @@ int main(int argc, char** argv) {
         const std::vector<char> bytes = compute_binary(*tables[i], c, 1);
         h = hash(h, bytes.data(), bytes.size());
       }
+      each_family(quick, [&](const char*, const auto& cases, int, auto compute) {
+        for (const auto& c : cases) {
+          const std::vector<char> bytes = compute(*tables[i], c, 0);
+          h = hash(h, bytes.data(), bytes.size());
+        }
+      });
       std::printf("%016llx\n", static_cast<unsigned long long>(h));
       return 0;
     }
@@ -620,7 +571,11 @@ int main(int argc, char** argv) {
       }
     }
     const bool has_fma = std::strcmp(table.capability, "generic") != 0;
-    check_binary_kernels(table, i > 0 && has_fma ? tables[0] : nullptr, check);
+    const KernelTable* reference = i > 0 && has_fma ? tables[0] : nullptr;
+    check_binary_kernels(table, reference, check);
+    each_family(quick, [&](const char* family, const auto& cases, int variants, auto compute) {
+      check_bits(table, reference, family, cases, variants, compute, check);
+    });
     std::printf("%s: %zu cases, %d failures\n", table.capability, cases.size(), failed - before);
   }
   std::printf("%d passed, %d failed\n", passed, failed);
