@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "features.md"
-OPS = ("gumbel_softmax", "gumbel_softmax_hard", "gumbel_argmax", "gumbel_noise")
+OPS = (
+    "gumbel_softmax",
+    "gumbel_softmax_hard",
+    "gumbel_argmax",
+    "gumbel_noise",
+    "binary_concrete",
+    "gumbel_topk",
+    "gumbel_log_softmax",
+    "concrete_log_prob",
+    "straight_through_softmax",
+    "soft_argmax",
+    "decoupled_gumbel_softmax",
+)
 MODES = ("eager", "compiled", "exported")
 # Sections in order: title, and the files whose tests are listed there.
 SECTIONS = {
@@ -24,6 +36,16 @@ SECTIONS = {
     "Many processes": ("test_distributed", "test_dtensor"),
     "In place of `F.gumbel_softmax`": ("test_patch", "test_clients", "test_client_models"),
 }
+# Tests of the relatives: their features stand in the rows of the same name.
+RELATIVES = (
+    "test_binary_ops",
+    "test_topk",
+    "test_log_softmax",
+    "test_concrete_density",
+    "test_straight_through_softmax",
+    "test_soft_argmax",
+    "test_temperature",
+)
 HEAD = """# What works where
 
 Made from the tests by `make features`, and compared with them by `make test`: a word stands in a
@@ -34,13 +56,28 @@ An empty cell is not tested; often there is nothing to test (an index has no der
 """
 
 
-def _cells(item):
-    """``(section, feature, op, mode)`` that a test vouches for."""
+def _own_section(item):
     module = Path(str(item.path)).stem
-    section = next((title for title, files in SECTIONS.items() if module in files), None)
+    return next((title for title, files in SECTIONS.items() if module in files), None)
+
+
+def _sections(items):
+    """The section of each feature, by the files that are listed there."""
+    return {
+        mark.args[0]: _own_section(item)
+        for item in items
+        if _own_section(item)
+        for mark in item.iter_markers("feature")
+    }
+
+
+def _cells(item, sections):
+    """``(section, feature, op, mode)`` that a test vouches for."""
+    relative = Path(str(item.path)).stem in RELATIVES
     params = item.callspec.params if hasattr(item, "callspec") else {}
     for mark in item.iter_markers("feature"):
         (name,), ops, modes = mark.args, mark.kwargs["ops"], mark.kwargs["modes"]
+        section = sections.get(name) if relative else _own_section(item)
         if section is None or not set(ops) <= set(OPS) or not set(modes) <= set(MODES):
             raise pytest.UsageError(f"{item.nodeid}: unknown section, op or mode of {mark}")
         for op in ops:
@@ -60,7 +97,8 @@ class FeatureTable:
         self.outcomes = {}  # cell -> outcomes of its tests
 
     def pytest_collection_modifyitems(self, items):
-        self.cells = {item.nodeid: list(_cells(item)) for item in items}
+        sections = _sections(items)
+        self.cells = {item.nodeid: list(_cells(item, sections)) for item in items}
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or report.outcome != "passed":

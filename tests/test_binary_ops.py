@@ -13,6 +13,10 @@ from gumbel_ext import _reference, binary_concrete, logistic_noise
 OPS = torch.ops.gumbel_ext
 
 
+def feature(name, mode="eager"):
+    return pytest.mark.feature(name, ops=("binary_concrete",), modes=(mode,))
+
+
 def inputs(device, *shape, tau=(4, 1)):
     logits = torch.randn(shape or (4, 5), dtype=torch.float64, device=device, requires_grad=True)
     temperature = torch.rand(tau, dtype=torch.float64, device=device) + 0.5
@@ -23,6 +27,7 @@ def inputs(device, *shape, tau=(4, 1)):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@feature("torch.library.opcheck")
 def test_opcheck(device, state, hard, dtype):
     logits = torch.randn(4, 5, device=device).to(dtype).requires_grad_()
     tau = torch.rand(4, 1, device=device, requires_grad=True)
@@ -49,6 +54,8 @@ def test_opcheck_backward_and_noise(device, state, dtype):
 # ---- derivatives --------------------------------------------------------------------------------
 
 
+@feature("gradcheck, gradgradcheck")
+@feature("forward-mode AD, dual tensors")
 def test_gradcheck(device, state):
     for shape, tau in (((4, 5), (4, 1)), ((3,), ()), ((), ())):
         arguments = inputs(device, *shape, tau=tau)
@@ -80,6 +87,10 @@ def test_derivatives_are_those_of_the_soft_sample(device, state, hard):
         torch.testing.assert_close(actual, wanted)
 
 
+@feature("torch.func grad")
+@feature("torch.func jacrev")
+@feature("torch.func jvp")
+@feature("torch.func vjp")
 def test_torch_func(device, state, hard):
     """Each transform, and one in another, against torch.autograd on the reference."""
     logits, tau = (t.detach() for t in inputs(device))
@@ -120,6 +131,7 @@ def test_gradient_under_a_transform_where_the_sample_has_rounded(device, state):
 # ---- vmap ---------------------------------------------------------------------------------------
 
 
+@feature("vmap with rng_state")
 def test_vmap_with_a_state_is_the_single_call(device, state, hard):
     logits = torch.randn(6, 4, 5, device=device)
     tau = torch.rand(6, device=device) + 0.5
@@ -141,6 +153,7 @@ def test_vmap_with_a_state_is_the_single_call(device, state, hard):
     assert torch.equal(actual[3], binary_concrete(logits[0], tau[3], hard, rng_state=state))
 
 
+@feature("vmap over rng_state")
 def test_vmap_over_states(device, hard):
     states = torch.tensor([[1, 2], [3, 4], [5, 6]], device=device)
     logits = torch.randn(4, device=device)
@@ -151,6 +164,9 @@ def test_vmap_over_states(device, hard):
         assert torch.equal(noise[i], logistic_noise(4, device=device, rng_state=states[i]))
 
 
+@feature("vmap randomness=error")
+@feature("vmap randomness=same")
+@feature("vmap randomness=different")
 def test_vmap_that_draws(device, hard):
     logits = torch.randn(6, 4, 5, device=device)
 
@@ -181,6 +197,7 @@ def test_vmap_that_draws(device, hard):
 
 
 @pytest.mark.parametrize("mode", ["same", "different"])
+@feature("vmap of grad, per-sample gradients")
 def test_per_example_gradients(device, mode, hard):
     """Each with the noise of its own sample, also where the one state that was drawn is not it."""
     logits = torch.randn(6, 4, device=device, dtype=torch.float64)
@@ -208,6 +225,7 @@ def test_per_example_gradients(device, mode, hard):
             torch.testing.assert_close(mine[i], wanted)
 
 
+@feature("grad of vmap")
 def test_gradient_through_vmap(device, state, hard):
     logits, tau = inputs(device, 6, 4, tau=())
     weights = torch.randn(6, 4, dtype=torch.float64, device=device)
@@ -223,6 +241,8 @@ def test_gradient_through_vmap(device, state, hard):
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@feature("torch.compile(fullgraph=True), forward and backward", "compiled")
+@feature("torch.compile(dynamic=True)", "compiled")
 def test_compiled(device, state, hard, dynamic):
     def function(x, t, s):
         return binary_concrete(x, t, hard, rng_state=s) * 2
@@ -243,6 +263,7 @@ def test_compiled(device, state, hard, dynamic):
         assert torch.equal(compiled(logits, 0.3, state), function(logits, 0.3, state))
 
 
+@feature("two calls in one graph draw different noise", "compiled")
 def test_two_draws_stay_two(device):
     """A graph with a gradient goes through common-subexpression elimination."""
 
@@ -260,6 +281,8 @@ def test_two_draws_stay_two(device):
     assert not torch.equal(results[0], results[1])
 
 
+@feature("activation checkpointing, non-reentrant")
+@feature("activation checkpointing, non-reentrant", "compiled")
 def test_compiled_checkpoint_replays_the_noise(device):
     """Without its tag an op is recomputed with other noise."""
 
@@ -286,14 +309,16 @@ class Gate(torch.nn.Module):
         return binary_concrete(logits, self.tau, hard=True, rng_state=state)
 
 
+@feature("torch.export non-strict", "exported")
 def test_exported(device, state):
     module, logits = Gate().to(device), torch.randn(3, 4, device=device)
-    program = torch.export.export(module, (logits, state))
+    program = torch.export.export(module, (logits, state), strict=False)
     assert torch.equal(program.module()(logits, state), module(logits, state))
     calls = [str(n.target) for n in program.graph.nodes if "gumbel_ext" in str(n.target)]
     assert calls == ["gumbel_ext.binary_concrete.default"]
 
 
+@feature("torch.func functional_call")
 def test_functional_call(device, state):
     module, logits = Gate().to(device), torch.randn(3, 4, device=device)
     tau = torch.tensor(0.9, device=device)
@@ -347,6 +372,7 @@ def test_one_op_a_call(device):
 
 
 @pytest.mark.skipif(TORCH < (2, 11), reason="before torch 2.11 what is fake does not compile")
+@feature("meta tensors")
 def test_meta_tensors():
     for logits in (torch.empty(3, 4, device="meta"), torch.empty(4, 3, device="meta").mT):
         y = binary_concrete(logits, torch.empty(4, device="meta"))

@@ -21,6 +21,10 @@ INF = math.inf
 SPACES = pytest.mark.parametrize("log_space", [False, True], ids=["simplex", "log"])
 
 
+def feature(name, mode="eager"):
+    return pytest.mark.feature(name, ops=("concrete_log_prob",), modes=(mode,))
+
+
 def samples(logits, tau, log_space=False, dim=-1):
     """Points of the simplex in the dtype of logits, none of them on the boundary."""
     wide = logits.cpu().double()
@@ -445,6 +449,8 @@ def test_gradients(device, classes, dtype, tau, log_space):
 
 @SPACES
 @pytest.mark.parametrize("tau_shape", [(), (3, 1), (2, 3, 1)])
+@feature("gradcheck, gradgradcheck")
+@feature("forward-mode AD, dual tensors")
 def test_derivatives_of_two_orders(device, tau_shape, log_space):
     options = {"dtype": torch.float64, "device": device, "requires_grad": True}
     free, logits = torch.randn(2, 3, 4, **options), torch.randn(3, 4, **options)
@@ -458,6 +464,7 @@ def test_derivatives_of_two_orders(device, tau_shape, log_space):
     assert gradgradcheck(density, (free, logits, tau))
 
 
+@feature("vmap of grad, per-sample gradients")
 def test_score_has_mean_zero(device):
     """E[d log p(y) / d logits] = 0 over samples; alpha = 1e-6 by six standard errors."""
     logits = torch.randn(6, dtype=torch.float64, device=device, requires_grad=True)
@@ -474,6 +481,7 @@ def test_score_has_mean_zero(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@feature("torch.library.opcheck")
 def test_opcheck(device, dtype):
     logits = torch.randn(3, 4, device=device).to(dtype).requires_grad_()
     value = torch.rand(2, 4, 3, device=device).softmax(-2).to(dtype).mT.requires_grad_()
@@ -489,6 +497,9 @@ def test_opcheck(device, dtype):
         )
 
 
+@feature("vmap in_dims, out_dims")
+@feature("torch.func jacrev")
+@feature("torch.func jacfwd")
 def test_vmap_and_func(device):
     value, logits = torch.randn(4, 3, 5).softmax(-1).to(device), torch.randn(3, 5, device=device)
     tau = torch.rand(4, device=device) + 0.3
@@ -503,6 +514,7 @@ def test_vmap_and_func(device):
 
 
 @pytest.mark.cpu_only(reason="compiled on the CPU is enough for the graph")
+@feature("torch.compile(fullgraph=True), forward and backward", "compiled")
 def test_compiles_whole():
     logits = torch.randn(6, requires_grad=True)
     value = torch.rand(8, 6).softmax(-1)

@@ -12,6 +12,10 @@ _ops = torch.ops.gumbel_ext
 SHAPES = (((7, 5), -1), ((33, 16), 1), ((3, 2500), -1), ((2, 1024, 3), 1), ((1500, 4, 2), 0))
 
 
+def feature(name, mode="eager"):
+    return pytest.mark.feature(name, ops=("soft_argmax",), modes=(mode,))
+
+
 def inputs(shape, dtype, device):
     return (3 * torch.randn(shape, dtype=torch.float64)).to(device=device, dtype=dtype)
 
@@ -200,6 +204,9 @@ def test_order_and_ends_of_coordinates(device):
 # ---- derivatives and transforms ------------------------------------------------------------------
 
 
+@feature("gradcheck, gradgradcheck")
+@feature("forward-mode AD, dual tensors")
+@feature("torch.func hessian")
 def test_derivatives_of_higher_order(device):
     logits = inputs((3, 6), torch.float64, device).requires_grad_()
     beta = torch.tensor([[0.5], [0.9], [1.4]], dtype=torch.float64, device=device)
@@ -214,6 +221,8 @@ def test_derivatives_of_higher_order(device):
     torch.testing.assert_close(hessian, expected)
 
 
+@feature("vmap of grad, per-sample gradients")
+@feature("batched gradients (is_grads_batched)")
 def test_vmap_is_a_loop(device):
     logits, betas = torch.randn(4, 5, 7, device=device), torch.rand(4, device=device) + 0.5
     positions = torch.randn(4, 7, device=device)
@@ -240,6 +249,7 @@ def test_vmap_is_a_loop(device):
         )
 
 
+@feature("torch.compile(fullgraph=True), forward and backward", "compiled")
 def test_compiled(device):
     compiled = torch.compile(soft_argmax_2d, fullgraph=True, backend="aot_eager")
     maps = torch.randn(2, 5, 6, device=device, requires_grad=True)
@@ -250,6 +260,7 @@ def test_compiled(device):
     assert torch.equal(gradient, torch.autograd.grad(soft_argmax_2d(maps, 1.5), maps, grad)[0])
 
 
+@feature("torch.library.opcheck")
 def test_opcheck(device):
     logits = torch.randn(3, 5, 4, device=device, requires_grad=True)
     beta = torch.rand(3, 1, 4, device=device).add(0.5).requires_grad_()

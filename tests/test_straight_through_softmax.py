@@ -28,6 +28,10 @@ SHAPES = (
 )
 
 
+def feature(name, mode="eager"):
+    return pytest.mark.feature(name, ops=("straight_through_softmax",), modes=(mode,))
+
+
 def inputs(shape, dtype, device):
     return (
         (3 * torch.randn(shape, dtype=torch.float64)).to(device=device, dtype=dtype),
@@ -143,7 +147,13 @@ def weighted(function, grad):
     return lambda logits, tau: (function(logits, tau) * grad).sum()
 
 
-@pytest.mark.parametrize("mode", ["autograd", "func"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("autograd", marks=feature("autograd.functional hessian")),
+        pytest.param("func", marks=feature("torch.func forward over reverse")),
+    ],
+)
 def test_derivatives_of_higher_order_are_those_of_the_reference(mode, device):
     logits, grad = inputs((3, 6), torch.float64, device)
     tau = torch.tensor([[0.5], [0.9], [1.4]], dtype=torch.float64, device=device)
@@ -163,6 +173,7 @@ def test_derivatives_of_higher_order_are_those_of_the_reference(mode, device):
             torch.testing.assert_close(block, expected_block, rtol=1e-9, atol=1e-12)
 
 
+@feature("torch.func jvp")
 def test_forward_mode(device):
     logits, direction = inputs((3, 6), torch.float64, device)
     ours = torch.func.jvp(lambda z: straight_through_softmax(z, 0.6), (logits,), (direction,))
@@ -171,6 +182,7 @@ def test_forward_mode(device):
     torch.testing.assert_close(ours[1], plain[1])
 
 
+@feature("vmap of grad, per-sample gradients")
 def test_vmap_is_a_loop(device):
     logits, grad = inputs((4, 5, 7), torch.float32, device)
     taus = torch.rand(4, device=device) + 0.5
@@ -189,6 +201,8 @@ def test_vmap_is_a_loop(device):
     assert scalars[1].tolist() == [0] * 7
 
 
+@feature("torch.compile(fullgraph=True), forward and backward", "compiled")
+@feature("no recompilation for a new temperature", "compiled")
 def test_compiled_once_for_every_temperature(device):
     compiles = 0
 
@@ -212,6 +226,7 @@ def test_compiled_once_for_every_temperature(device):
     assert torch.equal(gradient, expected)
 
 
+@feature("torch.library.opcheck")
 def test_opcheck(device):
     logits = torch.randn(3, 5, device=device, requires_grad=True)
     tau = torch.rand(3, 1, device=device).add(0.5).requires_grad_()

@@ -36,6 +36,10 @@ SCHEDULES = {
 }
 
 
+def feature(name, mode="eager"):
+    return pytest.mark.feature(name, ops=("decoupled_gumbel_softmax",), modes=(mode,))
+
+
 def course(schedule, steps):
     taus = [schedule.tau]
     for _ in range(steps):
@@ -269,6 +273,8 @@ def test_draws_one_state_of_its_generator(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@feature("torch.func grad")
+@feature("vmap with rng_state")
 def test_transforms_give_the_same(dtype, state, device):
     logits = torch.randn(3, 6, device=device).to(dtype)
     grad = torch.randn(3, 6, device=device).to(dtype)
@@ -298,7 +304,13 @@ def test_transforms_give_the_same(dtype, state, device):
     assert scalars(logits[0]).tolist() == [1] * 6
 
 
-@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize(
+    "randomness",
+    [
+        pytest.param("same", marks=feature("vmap randomness=same")),
+        pytest.param("different", marks=feature("vmap randomness=different")),
+    ],
+)
 def test_vmap_draws_the_noise_of_the_sampler(randomness, device):
     logits = torch.randn(4, 3, 6, device=device)
 
@@ -315,6 +327,9 @@ def test_vmap_draws_the_noise_of_the_sampler(randomness, device):
     torch.testing.assert_close(gradients, expected)
 
 
+@feature("autograd.functional hessian")
+@feature("torch.func hessian")
+@feature("torch.func jvp")
 def test_derivatives_of_the_second_order(state, device):
     logits = torch.randn(2, 4, dtype=torch.float64, device=device)
     grad = torch.randn(2, 4, dtype=torch.float64, device=device)
@@ -333,6 +348,7 @@ def test_derivatives_of_the_second_order(state, device):
     torch.testing.assert_close(tangent, (torch.func.grad(at_backward)(logits) * grad).sum())
 
 
+@feature("torch.compile(fullgraph=True), forward and backward", "compiled")
 def test_compiled(state, device):
     compiled = torch.compile(decoupled_gumbel_softmax, fullgraph=True, backend="aot_eager")
     logits = torch.randn(6, 9, device=device, requires_grad=True)

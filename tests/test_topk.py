@@ -17,6 +17,10 @@ import gumbel_ext
 from gumbel_ext import _reference, gumbel_topk
 
 
+def feature(name, mode="eager"):
+    return pytest.mark.feature(name, ops=("gumbel_topk",), modes=(mode,))
+
+
 def noisy(logits, state, mask=None):
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     noise = gumbel_ext.gumbel_noise(
@@ -373,6 +377,7 @@ def test_the_gradient_of_log_prob_is_finite_and_right(device):
 # ---- as an operator
 
 
+@feature("torch.library.opcheck")
 def test_opcheck(device):
     op = torch.ops.gumbel_ext.gumbel_topk.default
     state = rng_state(device=device)
@@ -396,6 +401,7 @@ def test_positions_are_those_of_a_part(device):
         assert torch.equal(index, expected)
 
 
+@feature("torch.compile(fullgraph=True), forward and backward", "compiled")
 def test_compiles(device):
     state = rng_state(device=device)
 
@@ -415,6 +421,7 @@ def test_compiles(device):
     torch.testing.assert_close(*gradients)
 
 
+@feature("two calls in one graph draw different noise", "compiled")
 def test_two_calls_draw_twice_in_a_compiled_training_graph(device):
     def sample(logits):
         return gumbel_topk(logits, 5) - gumbel_topk(logits, 5), logits.sin().sum()
@@ -425,7 +432,16 @@ def test_two_calls_draw_twice_in_a_compiled_training_graph(device):
     assert (difference != 0).any()
 
 
-@pytest.mark.parametrize("randomness", ["error", "same", "different"])
+@pytest.mark.parametrize(
+    "randomness",
+    [
+        pytest.param("error", marks=feature("vmap randomness=error")),
+        pytest.param("same", marks=feature("vmap randomness=same")),
+        pytest.param("different", marks=feature("vmap randomness=different")),
+    ],
+)
+@feature("vmap with rng_state")
+@feature("vmap over rng_state")
 def test_vmap(device, randomness):
     logits = torch.randn(4, 3, 9, device=device)
     state = rng_state(device=device)
