@@ -369,6 +369,28 @@ def test_impossible_classes(device, log_space):
     assert concrete_log_prob(value, logits, 0.6, log_space=log_space).isfinite().all()
 
 
+@SPACES
+def test_rows_know_nothing_of_each_other(device, log_space):
+    """Rows differ by turns in the number of possible classes and in temperature."""
+    logits, value = torch.randn(2, 6, 9, device=device)
+    value = value.log_softmax(-1) if log_space else value.softmax(-1)
+    for i in range(6):
+        logits[i, : (i + 1) // 2] = -INF
+        value[i, : (i + 1) // 2] = -INF if log_space else 0.0
+    tau = torch.tensor([0.3, 0.3, 0.8, 0.8, 1.5, 1.5], device=device).unsqueeze(1)
+    grad = torch.randn(6, device=device)
+
+    def results(rows):
+        leaves = [t[rows].detach().requires_grad_() for t in (value, logits, tau)]
+        density = concrete_log_prob(*leaves, log_space=log_space)
+        return density.detach(), *torch.autograd.grad(density, leaves, grad[rows])
+
+    together = results(slice(None))
+    for i in range(6):
+        for whole, alone in zip(together, results(slice(i, i + 1)), strict=True):
+            torch.testing.assert_close(whole[i : i + 1], alone)
+
+
 def test_rows_without_a_density(device):
     nan = math.nan
     rows = [
