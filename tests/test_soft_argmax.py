@@ -249,6 +249,23 @@ def test_vmap_is_a_loop(device):
         )
 
 
+def test_vmap_of_the_backward_op(device):
+    logits, betas = torch.randn(4, 5, 7, device=device), torch.rand(4, 5, 1, device=device) + 0.5
+    positions = torch.randn(2, 7, device=device)
+    states = torch.stack(
+        [_ops.soft_argmax(z, 1.0, b, 1, positions)[1] for z, b in zip(logits, betas, strict=True)]
+    )
+    grads = torch.randn(4, 5, 2, device=device)
+
+    def backward(g, z, state, b):
+        return _ops.soft_argmax_backward(g, z, state, 1.0, b, 1, positions, True)
+
+    together = torch.vmap(backward)(grads, logits, states, betas)
+    for i, example in enumerate(zip(grads, logits, states, betas, strict=True)):
+        for batch, alone in zip(together, backward(*example), strict=True):
+            torch.testing.assert_close(batch[i], alone)
+
+
 @feature("torch.compile(fullgraph=True), forward and backward", "compiled")
 def test_compiled(device):
     compiled = torch.compile(soft_argmax_2d, fullgraph=True, backend="aot_eager")

@@ -201,6 +201,22 @@ def test_vmap_is_a_loop(device):
     assert scalars[1].tolist() == [0] * 7
 
 
+def test_vmap_of_the_backward_op(device):
+    logits, grads = inputs((4, 5, 7), torch.float32, device)
+    taus = torch.rand(4, 5, 1, device=device) + 0.5
+    masks = torch.rand(4, 5, 7, device=device) < 0.7
+    indices = straight_through_softmax(logits, mask=masks, return_index=True)[1]
+
+    def backward(g, z, index, t, m):
+        return _ops.straight_through_softmax_backward(g, z, index, 1.0, t, 1, m, True)
+
+    arguments = (grads, logits, indices, taus, masks)
+    together = torch.vmap(backward)(*arguments)
+    for i, example in enumerate(zip(*arguments, strict=True)):
+        for batch, alone in zip(together, backward(*example), strict=True):
+            torch.testing.assert_close(batch[i], alone)
+
+
 @feature("torch.compile(fullgraph=True), forward and backward", "compiled")
 @feature("no recompilation for a new temperature", "compiled")
 def test_compiled_once_for_every_temperature(device):

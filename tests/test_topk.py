@@ -151,6 +151,18 @@ def test_the_same_bits_with_every_number_of_threads(shape, thread_count):
         assert all(torch.equal(found[0], other) for other in found)
 
 
+@pytest.mark.cpu_only(reason="threads of the CPU kernels")
+def test_one_part_of_a_shared_row_may_hold_all_the_best(thread_count):
+    logits = torch.randn(1, 100_000)
+    logits[0, 70_000:70_100] += 40
+    found = []
+    for threads in (1, 2, 7):
+        thread_count(threads)
+        found.append(gumbel_topk(logits, 60, rng_state=rng_state()))
+    assert ((found[0] >= 70_000) & (found[0] < 70_100)).all()
+    assert all(torch.equal(found[0], other) for other in found)
+
+
 def test_places_left_are_minus_one(device):
     state = rng_state(device=device)
     logits = torch.randn(6, 300, device=device)
