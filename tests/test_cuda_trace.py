@@ -23,16 +23,29 @@ OPS = torch.ops.gumbel_ext
 OP_NAMES = (
     "binary_concrete",
     "binary_concrete_backward",
+    "concrete_log_prob",
+    "concrete_log_prob_backward",
     "gumbel_argmax",
+    "gumbel_log_softmax",
+    "gumbel_log_softmax_backward",
     "gumbel_noise",
     "gumbel_softmax",
     "gumbel_softmax_backward",
     "gumbel_softmax_hard_backward",
+    "gumbel_topk",
     "logistic_noise",
     "noise_at",
 )
 # In PyTorch's ops on every device but the CPU.
-COMPOSITE_NAMES = ("dot_chunks", "exponentiate_chunks")
+COMPOSITE_NAMES = (
+    "decoupled_gumbel_softmax",
+    "dot_chunks",
+    "exponentiate_chunks",
+    "soft_argmax",
+    "soft_argmax_backward",
+    "straight_through_softmax",
+    "straight_through_softmax_backward",
+)
 CUDA_BUILD = _C.build_info()["cuda"]
 # A second GPU tells the device of the arguments from the default one; a real one must exist.
 CUDA = torch.device("cuda:0" if torch.cuda.is_available() else "cuda:1")

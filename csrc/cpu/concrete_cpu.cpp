@@ -6,28 +6,13 @@
 
 #include "../concrete_density.h"
 #include "../gumbel_ext.h"
+#include "../row_tensors.h"
 #include "kernels.h"
 #include "tensors.h"
 
 namespace gumbel_ext {
 namespace cpu {
 namespace {
-
-// The classes as the last dimension of at least one.
-at::Tensor classes_last(const at::Tensor& t, int64_t dim) {
-  return t.dim() == 0 ? t.unsqueeze(0) : t.movedim(dim, -1);
-}
-
-// The same with the classes of a row adjacent: copied if need be, but not what is expanded.
-at::Tensor rows_of(const at::Tensor& t, int64_t dim) {
-  const at::Tensor rows = classes_last(t, dim);
-  if (rows.size(-1) <= 1 || rows.stride(-1) <= 1) return rows;
-  at::Tensor once = rows;
-  for (int64_t d = 0; d < rows.dim(); ++d) {
-    if (rows.stride(d) == 0 && rows.size(d) > 1) once = once.narrow(d, 0, 1);
-  }
-  return once.contiguous().expand(rows.sizes());
-}
 
 // Collects the operands of a RowShape, then merges the dimensions that rows are numbered over.
 class RowsBuilder {
@@ -87,21 +72,6 @@ class RowsBuilder {
   std::vector<at::Tensor> kept_;
   std::vector<Strides*> operands_;
   std::vector<at::IntArrayRef> strides_;
-};
-
-// What the caller gets, and where kernels write rows of it, one after the other.
-struct RowsOutput {
-  at::Tensor tensor, view, rows;
-
-  RowsOutput(const at::Tensor& out, int64_t dim, bool wanted = true) : tensor(out) {
-    if (!wanted) return;
-    view = classes_last(out, dim);
-    rows = view.is_contiguous() ? view : at::empty(view.sizes(), view.options());
-  }
-  void* data() { return rows.defined() ? rows.mutable_data_ptr() : nullptr; }
-  void settle() {
-    if (rows.defined() && !rows.is_same(view)) view.copy_(rows);
-  }
 };
 
 // ---- the log-space sample -----------------------------------------------------------------------

@@ -64,24 +64,6 @@ Layout sizes_of(const at::Tensor& t, int64_t dim) {
   return l;
 }
 
-// Whether dimensions [begin, end) are one dimension to walk through; its stride.
-bool merges(const at::Tensor& t, int64_t begin, int64_t end, int64_t* stride) {
-  int64_t expected = 0;
-  *stride = 0;
-  bool first = true;
-  for (int64_t d = end - 1; d >= begin; --d) {
-    if (t.size(d) == 1) continue;
-    if (first) {
-      *stride = t.stride(d);
-      first = false;
-    } else if (t.stride(d) != expected) {
-      return false;
-    }
-    expected = t.stride(d) * t.size(d);
-  }
-  return true;
-}
-
 bool find_strides(const at::Tensor& t, int64_t dim, Layout* l) {
   if (t.dim() == 0) return true;
   l->class_stride = t.size(dim) == 1 ? 1 : t.stride(dim);
@@ -229,8 +211,7 @@ class Call {
         layout_(choose_layout(like, dim)),
         type_(element_type(like.scalar_type())) {
     const Layout& l = layout_.layout;
-    TORCH_CHECK_VALUE(l.classes < std::numeric_limits<int32_t>::max() - 16, op,
-                      ": logits may have at most 2^31 - 17 classes on CUDA, got ", l.classes);
+    check_classes(op, l.classes);
     p.outer = l.outer;
     p.classes = l.classes;
     p.inner = l.inner;
@@ -257,31 +238,7 @@ class Call {
   }
 
   void set_tau(double tau, const OptionalTensor& tau_tensor) {
-    const bool is_double = type_ == ElementType::kFloat64;
-    // One number on the CPU needs no copy to the device: this is what a number becomes under
-    // torch.compile.
-    const bool known = tau_tensor && tau_tensor->is_cpu() && tau_tensor->numel() == 1;
-    if (known) tau = tau_tensor->item<double>();
-    if (!tau_tensor || known) {
-      p.exponent_scale = clamped_factor(1.4426950408889634074 / tau, is_double);
-      p.inverse_tau = clamped_factor(1.0 / tau, is_double);
-      p.exponent_scale_float32 = static_cast<float>(p.exponent_scale);
-      p.inverse_tau_float32 = static_cast<float>(p.inverse_tau);
-      return;
-    }
-    at::Tensor of_rows = tau_tensor->to(like_.device());
-    if (!is_double && of_rows.scalar_type() == at::kDouble) {
-      // What is positive and finite stays so in float32; what is not stays what it is.
-      const at::Tensor valid = of_rows.gt(0).logical_and(of_rows.isfinite());
-      of_rows = at::where(
-          valid,
-          of_rows.clamp(std::numeric_limits<float>::min(), std::numeric_limits<float>::max()),
-          of_rows);
-    }
-    kept_.push_back(of_rows.to(is_double ? at::kDouble : at::kFloat)
-                        .expand_symint(shape_reduced(like_, dim_))
-                        .contiguous());
-    p.tau = kept_.back().const_data_ptr();
+    kept_.push_back(gumbel_ext::cuda::set_tau(p, tau, tau_tensor, like_, dim_));
   }
 
   void set_mask(const OptionalTensor& mask) {

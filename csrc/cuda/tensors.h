@@ -78,5 +78,67 @@ inline double clamped_factor(double value, bool is_double) {
   return std::min(std::max(value, low), high);
 }
 
+// The number that a temperature is, if that is known without a look at the device: one on the CPU
+// needs no copy there, and is what a number becomes under torch.compile.
+inline std::optional<double> known_tau(double tau, const OptionalTensor& tau_tensor) {
+  if (!tau_tensor) return tau;
+  if (tau_tensor->is_cpu() && tau_tensor->numel() == 1) return tau_tensor->item<double>();
+  return std::nullopt;
+}
+
+// One number for each row of `like`, of the type computed in.
+inline at::Tensor row_temperatures(const at::Tensor& tau_tensor, const at::Tensor& like,
+                                   int64_t dim) {
+  const at::ScalarType type = compute_dtype(like.scalar_type());
+  at::Tensor of_rows = tau_tensor.to(like.device());
+  if (type == at::kFloat && of_rows.scalar_type() == at::kDouble) {
+    // What is positive and finite stays so in float32; what is not stays what it is.
+    const at::Tensor valid = of_rows.gt(0).logical_and(of_rows.isfinite());
+    of_rows = at::where(
+        valid, of_rows.clamp(std::numeric_limits<float>::min(), std::numeric_limits<float>::max()),
+        of_rows);
+  }
+  return of_rows.to(type).expand_symint(shape_reduced(like, dim)).contiguous();
+}
+
+// Returns what must outlive the launch.
+inline at::Tensor set_tau(Params& p, double tau, const OptionalTensor& tau_tensor,
+                          const at::Tensor& like, int64_t dim) {
+  const bool is_double = like.scalar_type() == at::kDouble;
+  if (const std::optional<double> number = known_tau(tau, tau_tensor)) {
+    p.exponent_scale = clamped_factor(1.4426950408889634074 / *number, is_double);
+    p.inverse_tau = clamped_factor(1.0 / *number, is_double);
+    p.exponent_scale_float32 = static_cast<float>(p.exponent_scale);
+    p.inverse_tau_float32 = static_cast<float>(p.inverse_tau);
+    return at::Tensor();
+  }
+  const at::Tensor of_rows = row_temperatures(*tau_tensor, like, dim);
+  p.tau = of_rows.const_data_ptr();
+  return of_rows;
+}
+
+inline void check_classes(const char* op, int64_t classes) {
+  TORCH_CHECK_VALUE(classes < std::numeric_limits<int32_t>::max() - 16, op,
+                    ": logits may have at most 2^31 - 17 classes on CUDA, got ", classes);
+}
+
+// Whether dimensions [begin, end) are one dimension to walk through; its stride.
+inline bool merges(const at::Tensor& t, int64_t begin, int64_t end, int64_t* stride) {
+  int64_t expected = 0;
+  *stride = 0;
+  bool first = true;
+  for (int64_t d = end - 1; d >= begin; --d) {
+    if (t.size(d) == 1) continue;
+    if (first) {
+      *stride = t.stride(d);
+      first = false;
+    } else if (t.stride(d) != expected) {
+      return false;
+    }
+    expected = t.stride(d) * t.size(d);
+  }
+  return true;
+}
+
 }  // namespace cuda
 }  // namespace gumbel_ext
