@@ -193,6 +193,39 @@ def test_binary_concrete(hard, dtype):
     assert described(noise) == ((3, 4), dtype, CUDA)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_log_softmax(dtype):
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    for option in OPTION_NAMES:
+        tau, tau_tensor, mask = options(dtype)[option]
+        logits = logits_of(4, 6, 5, dtype=dtype).mT
+        log_y, state = OPS.gumbel_log_softmax(logits, tau, tau_tensor, 1, mask, None, None)
+        assert described(log_y) == ((4, 5, 6), dtype, CUDA)
+        assert log_y.stride() == logits.stride()
+        assert described(state) == ((2,), torch.int64, CUDA)
+        for tau_grad, shape in ((False, (0,)), (True, (4, 1, 6))):
+            grad, grad_tau = OPS.gumbel_log_softmax_backward(
+                log_y, log_y.to(computed_in), tau, tau_tensor, 1, tau_grad
+            )
+            assert described(grad) == ((4, 5, 6), dtype, CUDA)
+            assert described(grad_tau) == (shape, computed_in, CUDA)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_density(dtype):
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    value, logits = logits_of(3, 4, 5, dtype=dtype), logits_of(4, 5, dtype=dtype)
+    density = OPS.concrete_log_prob(value, logits, 0.5, None, -1, False)
+    assert described(density) == ((3, 4), computed_in, CUDA)
+    of_value, of_logits, of_tau = OPS.concrete_log_prob_backward(
+        density, value, logits, 0.5, None, -1, False, True, True, True
+    )
+    assert described(of_value) == ((3, 4, 5), dtype, CUDA)
+    # That of what is broadcast is summed by the caller, in the type computed in.
+    assert described(of_logits) == ((3, 4, 5), computed_in, CUDA)
+    assert described(of_tau) == ((3, 4, 1), computed_in, CUDA)
+
+
 def test_bad_arguments_are_named_while_tracing():
     logits = logits_of(4, 5, 6)
     with pytest.raises(ValueError, match=r"mask must broadcast .* got shape \[7\]"):
@@ -299,6 +332,11 @@ class Noise(torch.nn.Module):
         return (gumbel_ext.gumbel_noise(logits.shape, dtype=logits.dtype, device=logits.device),)
 
 
+class LogSample(torch.nn.Module):
+    def forward(self, logits, tau=0.5):
+        return (gumbel_ext.gumbel_log_softmax(logits, tau, 1),)
+
+
 class Gate(torch.nn.Module):
     def __init__(self, hard=False):
         super().__init__()
@@ -328,6 +366,8 @@ def cases():
         "argmax": (Argmax(), (logits,), "gumbel_argmax"),
         "argmax_mask": (Argmax(), (logits, mask), "gumbel_argmax"),
         "noise": (Noise(), (logits,), "gumbel_noise"),
+        "log": (LogSample(), (logits,), "gumbel_log_softmax"),
+        "log_tau": (LogSample(), (logits, rows), "gumbel_log_softmax"),
         "binary": (Gate(), (logits,), "binary_concrete"),
         "binary_hard_tau": (Gate(hard=True), (logits, rows), "binary_concrete"),
     }
@@ -335,7 +375,7 @@ def cases():
 
 CASE_NAMES = (
     *("soft", "hard", "index", "hard_index", "mask", "tau_rows", "all"),
-    *("argmax", "argmax_mask", "noise", "binary", "binary_hard_tau"),
+    *("argmax", "argmax_mask", "noise", "log", "log_tau", "binary", "binary_hard_tau"),
 )
 
 

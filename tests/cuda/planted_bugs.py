@@ -109,6 +109,8 @@ P, G, L, K, T, V, R, S, C, N, Q = (
     "topk_kernels.cuh",
 )
 B, M = "binary_kernels.cuh", "launch_binary.cu"
+A, X, D = "row_operands.cuh", "log_sample_kernels.cuh", "density_kernels.cuh"
+W = "launch_concrete.cu"
 
 BUGS = [
     # ---- agreement among threads
@@ -264,6 +266,69 @@ BUGS = [
     Bug("samples' positions taken for consecutive ones", M, "if (!consecutive)", "if (!consecutive && !BUG)"),
     Bug("logistic noise upside down", N, "return upper ? -odds : odds;", "return upper != BUG ? -odds : odds;"),
     swap("logistic noise forgets 1 - v", N, "add(log2_approximate(tail.v), -log2_approximate(add(1.0f, -tail.v)))", "log2_approximate(tail.v)"),
+    # ---- the log-space sample and its gradient
+    swap("log sample: teams of rows that begin amid a group", W, "(from_start ? 0 : kGroup - 1)", "0"),
+    swap("log sample: results written where logits are read", X, "r.logits.row * p.rows.classes", "r.logits.offset"),
+    swap("log sample: vectors written off their boundary", X, "reinterpret_cast<std::uintptr_t>(first) % 16 == 0", "true"),
+    swap("log sample: vectors written past a streamed row", X, "span.c <= span.classes - kGroup", "true"),
+    swap("log sample: the largest is not subtracted", X, "multiply(add(z[v], -top), inverse_tau)", "multiply(z[v], inverse_tau)"),
+    swap("log sample: forbidden rows are NaN", X, "kind == RowKind::kForbidden", "false"),
+    swap("log sample: NaN of a held row passes", X, "sum != sum", "false"),
+    swap("log sample: streamed rows without a class", X, "total.best.index == kNoIndex", "false"),
+    drop("log sample: exponentials of -inf less -inf", X, "if (total.best.value == -infinity<Scalar>()) return;"),
+    swap("log gradient: a number beats the likeliest", X, "best.index == a.best.index", "true"),
+    swap("log gradient: the beaten class has no probability", X, "exp_nonpositive(beaten)", "Scalar(0)"),
+    swap("log gradient: impossible classes have gradients", X, "absent ? Scalar(0) : multiply(dz[v], inverse)", "multiply(dz[v], inverse)"),
+    Bug("log gradient: 1 - y of the likeliest cancels", X, "if (g * kRowGroup + v == sums.best.index)", "if (!BUG && g * kRowGroup + v == sums.best.index)"),
+    drop("log gradient: NaN passes", X, "if (nan) dz[v] = quiet_nan<Scalar>();"),
+    Bug("log gradient: -inf counts for tau", X, "if (!absent) log_sum", "if (BUG || !absent) log_sum"),
+    swap("log gradient: a row that does not exist writes", X, "team.rank() == 0 && row.exists", "team.rank() == 0"),
+    swap("log gradient: every thread of a team writes", X, "team.rank() == 0 && row.exists", "row.exists"),
+    # ---- rows of operands that lie anywhere
+    swap("operands: vectors read past the row", A, "class_stride == 1 && c <= classes - kRowGroup && on_group_boundary(address)", "class_stride == 1 && on_group_boundary(address)"),
+    swap("operands: vectors read off their boundary", A, "class_stride == 1 && c <= classes - kRowGroup && on_group_boundary(address)", "class_stride == 1 && c <= classes - kRowGroup"),
+    swap("operands: classes that are apart read as neighbours", A, "class_stride == 1 && c <= classes - kRowGroup && on_group_boundary(address)", "c <= classes - kRowGroup && on_group_boundary(address)"),
+    swap("operands: reads past the row", A, "v < classes - c ? widen(address[v * class_stride]) : outside", "widen(address[v * class_stride])"),
+    Bug("operands: writes past the row", A, "if (v < classes - c) address[v]", "if (BUG || v < classes - c) address[v]"),
+    Bug("operands: vectors written past the row", A, "bool whole = c <=", "bool whole = BUG || c <="),
+    swap("operands: vectors written off their boundary", A, "whole && on_group_boundary(address)", "whole"),
+    swap("operands: rows numbered over one dimension", A, "row - above * p.size[d]", "row"),
+    swap("operands: rows past the last", A, "row < p.rows", "true"),
+    swap("operands: a tau that is none passes", A, "r.tau > 0 && r.tau < infinity<Scalar>()", "true"),
+    # ---- the density
+    swap("density: the sum is not rescaled", D, "multiply_add(sum, e, Scalar(1))", "add(sum, Scalar(1))"),
+    swap("density: distances stay those from an earlier largest", D, "multiply(static_cast<Scalar>(count), below)", "Scalar(0)"),
+    swap("density: a first class is far from nothing", D, "top == -infinity<Scalar>() ? Scalar(0) : apart", "apart"),
+    swap("density: empty parts are rescaled", D, "top == largest || top == -infinity<Scalar>()", "top == largest"),
+    swap("density: distances of parts are not moved", D, "multiply_add(static_cast<Scalar>(count), apart, distance)", "distance"),
+    swap("density: flags of the other threads", D, "a.flags | b.flags", "a.flags"),
+    swap("density: subnormal values", D, "x < smallest_normal<Scalar>", "false"),
+    drop("density: x of a zero", D, "if (none) x = 0;"),
+    swap("density: -inf - inf of an impossible class", D, "never ? logit : multiply_add(-tau, x, logit)", "multiply_add(-tau, x, logit)"),
+    swap("density: the factorial of n, not n - 1", D, "i < count", "i <= count"),
+    swap("density: Stirling's second term", D, "Scalar(1.0 / 360)", "Scalar(0)"),
+    swap("density: the boundary's side", D, "coefficient > 0", "coefficient < 0", 0, 1),
+    swap("density: the boundary counts all classes", D, "multiply(static_cast<Scalar>(sums.inside.count), tau)", "multiply(static_cast<Scalar>(classes()), tau)"),
+    Bug("density: others' distances at the boundary", D, "-sums.zeros.top), distance)", "BUG ? -sums.inside.top : -sums.zeros.top), distance)"),
+    swap("density: rows of zeros have one", D, "sums.inside.count == 0", "false"),
+    swap("density: negative values have one", D, "!p.log_space && value[v] < 0", "false"),
+    swap("density: NaN and infinities have one", D, "!finite", "false"),
+    swap("density: impossible classes with a value occur", D, "c.never && !c.none", "false"),
+    Bug("density: classes past the row", D, "if (g * kRowGroup + v >= row.classes) break;", "if (!BUG && g * kRowGroup + v >= row.classes) break;"),
+    drop("density: impossible classes without a value count", D, "if (c.dropped()) continue;"),
+    swap("density: the Jacobian of the logarithm in log space", D, "log_space ? out : add(out, -sums.sum_x)", "add(out, -sums.sum_x)"),
+    swap("density: the next term below tau = 1", D, "tau < 1", "false"),
+    swap("density: the next term's ratio", D, "-(ratio / power)", "-multiply(ratio, power)"),
+    swap("density: the others' softmax at the boundary", D, "!boundary || c.none", "true"),
+    drop("density: gradients of classes left out", D, "if (c.dropped()) of_logits[v] = of_value[v] = 0;"),
+    drop("density: 0 * inf where there is no gradient", D, "if (filled) of_logits[v] = of_value[v] = fill;"),
+    Bug("density: gradients of tau of classes past the row", D, "group * kRowGroup + v < row.classes && !c.dropped()", "(BUG || group * kRowGroup + v < row.classes) && !c.dropped()"),
+    swap("density: wide gradients are narrow", D, "p.wide_grad_value ? kTypeOf<Scalar> : p.type", "p.type"),
+    swap("density: wide gradients of logits are narrow", D, "p.wide_grad_logits ? kTypeOf<Scalar> : p.type", "p.type"),
+    Bug("density: the gradient of tau at the boundary", D, "const Scalar slope = boundary ?", "const Scalar slope = (!BUG && boundary) ?"),
+    swap("density: every thread of a team writes", D, "team.rank() == 0 && row.exists", "row.exists"),
+    swap("density: a row that does not exist writes", D, "team.rank() == 0 && row.exists", "team.rank() == 0"),
+    Bug("density: every thread of a team writes dtau", D, "if (team.rank() != 0 || !row.exists) return;", "if ((!BUG && team.rank() != 0) || !row.exists) return;"),
 ]  # fmt: skip
 
 
@@ -298,8 +363,8 @@ def plant(bugs: list[Bug], folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def build(folder: Path) -> tuple[Path, Path]:
-    """The emulated tests, of float32 and of the binary concrete, with the race detector's hooks."""
+def build(folder: Path) -> tuple[Path, Path, Path]:
+    """The emulated tests, of float32 and of the family, with the race detector's hooks."""
     compiler = os.environ.get("CXX", "g++")
     flags = ["-std=c++20", "-ffp-contract=off", "-w", "-DGUMBEL_EXT_EMULATE_CUDA"]
     flags += ["-DGUMBEL_EXT_TYPE=float", "-Itests/cuda", "-Icsrc/cuda"]
@@ -310,11 +375,11 @@ def build(folder: Path) -> tuple[Path, Path]:
             flags.append("-mfma")
     flags += ["-include", "emulation.h"]  # for the switches in plan.cpp
     commands = [[*flags, "-O2", "-c", source] for source in (*sources, "tests/cuda/emulation.cpp")]
-    for tests in ("test_cuda_kernels.cpp", "test_binary_kernels.cpp"):
+    for tests in ("test_cuda_kernels.cpp", "test_binary_kernels.cpp", "test_concrete_kernels.cpp"):
         commands.append([*flags, "-O1", "-fsanitize=thread", "-c", f"tests/cuda/{tests}"])
     objects = [str(folder / (command[-1].replace("/", "-") + ".o")) for command in commands]
-    *shared, of_kernels, of_binary = objects
-    program, binary = folder / "kernels", folder / "binary"
+    *shared, of_kernels, of_binary, of_concrete = objects
+    program, binary, concrete = folder / "kernels", folder / "binary", folder / "concrete"
 
     def compile_one(arguments: list[str]) -> None:
         done = run([compiler, *arguments], cwd=folder)
@@ -325,11 +390,16 @@ def build(folder: Path) -> tuple[Path, Path]:
         list(pool.map(compile_one, [[*c, "-o", o] for c, o in zip(commands, objects, strict=True)]))
     compile_one([*shared, of_kernels, "-o", str(program)])
     compile_one([*shared, of_binary, "-o", str(binary)])
-    return program, binary
+    compile_one([*shared, of_concrete, "-o", str(concrete)])
+    return program, binary, concrete
 
 
 def of_binary_concrete(bug: Bug) -> bool:
     return bug.file in (B, M) or bug.what.startswith("logistic")
+
+
+def of_concrete(bug: Bug) -> bool:
+    return bug.file in (A, X, D, W)
 
 
 # Where a bug in a file shows; the others show everywhere.
@@ -359,15 +429,19 @@ def main() -> int:
         for part in ("csrc", "tests/cuda"):
             shutil.copytree(ROOT / part, folder / part)
         plant(bugs, folder)
-        program, binary = build(folder)
-        for whole in (program, binary):
+        program, binary, concrete = build(folder)
+        for whole in (program, binary, concrete):
             failure = first_failure(whole, -1)
             if failure is not None:
                 sys.exit(f"planted_bugs: fails without a bug: {failure}")
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
             found = pool.map(
                 lambda numbered: first_failure(
-                    binary if of_binary_concrete(numbered[1]) else program,
+                    binary
+                    if of_binary_concrete(numbered[1])
+                    else concrete
+                    if of_concrete(numbered[1])
+                    else program,
                     numbered[0],
                     REGIMES.get(numbered[1].file, ""),
                 ),

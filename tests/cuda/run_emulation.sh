@@ -57,14 +57,19 @@ $cxx $flags -O2 -c tests/cuda/emulation.cpp -o "$out/emulation.o"
 $cxx "$out/emulation.o" "$out/test_emulation.o" -o "$out/test_emulation"
 "$out/test_emulation" | tail -n 1
 
-# The binary concrete's kernels, all types in one program: binary NAME "flags" "flags of the kernels
-# alone" "environment".
-binary() {
-  local program=$out/$1-binary
-  $cxx $flags $2 $3 -c tests/cuda/test_binary_kernels.cpp -o "$program.o"
-  $cxx $2 "$out/$1-emulation.o" "$program.o" -o "$program"
-  env $4 "$program" > "$program.log" || { cat "$program.log"; exit 1; }
-  echo "  binary concrete: $(tail -n 1 "$program.log")"
+# Kernels of the rest of the family, all types in one program each: family NAME "flags" "flags of the
+# kernels alone" "environment".
+family() {
+  local tests program
+  for tests in binary concrete; do
+    program=$out/$1-$tests
+    echo "$cxx $flags $2 $3 -c tests/cuda/test_${tests}_kernels.cpp -o $program.o" \
+      "&& $cxx $2 $out/$1-emulation.o $program.o -o $program" \
+      "&& { env $4 $program > $program.log || { cat $program.log; exit 255; }; }"
+  done | in_parallel
+  for tests in binary concrete; do
+    echo "  $tests: $(tail -n 1 "$out/$1-$tests.log")"
+  done
 }
 
 build plain "-O1" ""
@@ -79,9 +84,10 @@ types="float double Half"
 echo "== races"
 build race "-O1" "-fsanitize=thread"
 run race "GUMBEL_EXT_QUICK=1"
-binary race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random"
+family race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random"
 
 echo "== ASan + UBSan"
 build asan "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" ""
 run asan "GUMBEL_EXT_QUICK=1 ASAN_OPTIONS=detect_leaks=0"
-binary asan "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" "" "ASAN_OPTIONS=detect_leaks=0"
+family asan "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" "" \
+  "GUMBEL_EXT_QUICK=1 ASAN_OPTIONS=detect_leaks=0"
