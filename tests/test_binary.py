@@ -184,6 +184,21 @@ def test_depends_on_position_alone(device, state, dtype, thread_count):
         assert torch.equal(again, gradient)
 
 
+@pytest.mark.cpu_only(reason="threads of the CPU")
+def test_threads_begin_anywhere_in_a_run(state, thread_count):
+    """Also with a temperature an element, of which each thread reads its own."""
+    logits, tau, grad = torch.randn(3, 60_001)
+    tau = tau.abs() + 0.3
+    results = []
+    for threads in (1, 2, 7):
+        thread_count(threads)
+        y = binary_concrete(logits, tau, rng_state=state)
+        backward = OPS.binary_concrete_backward(grad, logits, 1.0, tau, state, True)
+        results.append((y, *backward))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def test_positions_of_a_part(device, state):
     whole = samples((6, 5, 40), torch.float32, device)
     y, grad = binary_concrete(whole, 0.4, rng_state=state), torch.randn_like(whole)

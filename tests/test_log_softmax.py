@@ -166,6 +166,15 @@ def test_masked_and_impossible_classes(device, state, dtype):
     assert_close(log_y, reference, logits.nan_to_num(neginf=0), 0.5, -1, noise(logits.shape))
 
 
+def test_mask_along_any_dim(device, state):
+    logits = torch.randn(6, 7, 5, device=device)
+    mask = torch.rand(6, 7, 5, device=device) < 0.6
+    for dim in range(3):
+        log_y = gumbel_log_softmax(logits, 0.5, dim, mask=mask, rng_state=state)
+        expected = exact(logits, 0.5, dim, mask=mask)
+        assert_close(log_y, expected, logits, 0.5, dim, noise(logits.shape))
+
+
 def test_rows_without_a_sample(device, state):
     logits = torch.zeros(4, 3, device=device)
     logits[0] = -math.inf

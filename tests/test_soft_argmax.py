@@ -103,6 +103,23 @@ def test_positions_in_place_of_indices(device):
     )
 
 
+@pytest.mark.parametrize("coordinates", [1, 2, 3])
+def test_gradient_in_every_number_of_coordinates(coordinates, device):
+    logits = inputs((4, 37), torch.float64, device).requires_grad_()
+    beta = torch.tensor(0.7, dtype=torch.float64, device=device, requires_grad=True)
+    positions = torch.randn(coordinates, 37, dtype=torch.float64, device=device)
+    expected = torch.softmax(beta * logits, -1) @ positions.T
+    actual = _ops.soft_argmax(logits, 1.0, beta, -1, positions)[0]
+    torch.testing.assert_close(actual, expected)
+    grad = torch.randn_like(expected)
+    for ours, plain in zip(
+        torch.autograd.grad(actual, (logits, beta), grad),
+        torch.autograd.grad(expected, (logits, beta), grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, plain)
+
+
 def test_keepdim_scalars_and_empty_batches(device):
     logits = inputs((2, 3, 4), torch.float32, device)
     assert torch.equal(
