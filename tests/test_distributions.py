@@ -343,6 +343,10 @@ def test_generators(cls, device):
         draw()
         after.append(oracle.default_rng_state(device))
     assert torch.equal(*after)
+    # Nothing of the default generator where the randomness is given.
+    for given in ({"generator": generator()}, {"rng_state": rng_state(device=device)}):
+        ours.rsample(**given)
+        assert torch.equal(oracle.default_rng_state(device), after[0])
     with pytest.raises(ValueError, match="generator or rng_state, not both"):
         ours.rsample(generator=seeded, rng_state=rng_state(device=device))
 
