@@ -199,6 +199,14 @@ def test_threads_begin_anywhere_in_a_run(state, thread_count):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_gradient_of_a_temperature_that_makes_scores_infinite(device, state):
+    logits = torch.tensor([100.0, -100.0], device=device)
+    _, of_tau = OPS.binary_concrete_backward(
+        torch.ones_like(logits), logits, 1e-37, None, state, True
+    )
+    assert of_tau.tolist() == [0, 0]
+
+
 def test_positions_of_a_part(device, state):
     whole = samples((6, 5, 40), torch.float32, device)
     y, grad = binary_concrete(whole, 0.4, rng_state=state), torch.randn_like(whole)
