@@ -304,7 +304,6 @@ BUGS = [
     swap("density: flags of the other threads", D, "a.flags | b.flags", "a.flags"),
     swap("density: subnormal values", D, "x < smallest_normal<Scalar>", "false"),
     drop("density: x of a zero", D, "if (none) x = 0;"),
-    swap("density: -inf - inf of an impossible class", D, "never ? logit : multiply_add(-tau, x, logit)", "multiply_add(-tau, x, logit)"),
     swap("density: the factorial of n, not n - 1", D, "i < count", "i <= count"),
     swap("density: Stirling's second term", D, "Scalar(1.0 / 360)", "Scalar(0)"),
     swap("density: the boundary's side", D, "coefficient > 0", "coefficient < 0", 0, 1),
