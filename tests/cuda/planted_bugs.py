@@ -321,7 +321,6 @@ BUGS = [
     swap("density: the others' softmax at the boundary", D, "!boundary || c.none", "true"),
     drop("density: gradients of classes left out", D, "if (c.dropped()) of_logits[v] = of_value[v] = 0;"),
     drop("density: 0 * inf where there is no gradient", D, "if (filled) of_logits[v] = of_value[v] = fill;"),
-    Bug("density: gradients of tau of classes past the row", D, "group * kRowGroup + v < row.classes && !c.dropped()", "(BUG || group * kRowGroup + v < row.classes) && !c.dropped()"),
     swap("density: wide gradients are narrow", D, "p.wide_grad_value ? kTypeOf<Scalar> : p.type", "p.type"),
     swap("density: wide gradients of logits are narrow", D, "p.wide_grad_logits ? kTypeOf<Scalar> : p.type", "p.type"),
     Bug("density: the gradient of tau at the boundary", D, "const Scalar slope = boundary ?", "const Scalar slope = (!BUG && boundary) ?"),

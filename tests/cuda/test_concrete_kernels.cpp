@@ -412,8 +412,10 @@ std::string check_density(const RowCase& c) {
       if (kind == 4 && k == classes - 1) v = c.log_space ? std::nan("") : -v;
       if (kind == 5 && k == classes / 3) l = k % 2 == 0 ? std::nan("") : INFINITY;
       if (kind == 6) v = 0;
-      if (kind == 7 && k > 0) v = Type<T>::smallest / 8;    // subnormal
-      if (kind == 8) v = k < classes / 2 ? 0 : v, l = 0.5;  // as many zeros as others
+      if (kind == 7 && k > 0) v = Type<T>::smallest / 8;  // subnormal
+      if (kind == 8)
+        v = k < (c.tau == 2 ? 2 * classes / 3 : classes / 2) ? 0 : v,
+        l = 0.5;  // as many zeros as others
       if (kind == 9) l = -INFINITY, v = k == 0 ? v : 0;
       if (c.log_space && kind != 4) v = std::log(v);
       value.at(r, k) = from_double<T>(v);
@@ -585,6 +587,15 @@ void run_rows() {
     }
     c.a = Spread::kOne;
     run(name_of("log gradient", Type<T>::name, c), [&] { return check_gradient<T>(c); });
+  }
+  // (n - m) tau = m with tau on either side of 1: one zero of three classes, two of three.
+  for (const double tau : {0.5, 2.0}) {
+    RowCase c;
+    c.classes = 3;
+    c.outer = 12;
+    c.edges = true;
+    c.tau = tau;
+    both(c);
   }
 }
 
