@@ -184,6 +184,45 @@ def _gumbel_softmax(
     return level.wrap(y), level.wrap(index) if return_index else index, state
 
 
+def _index(
+    name: str,
+    sample: Callable[..., Any],
+    logits: Tensor,
+    dim: int,
+    mask: Tensor | None,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
+    positions: Positions | None,
+) -> Tensor:
+    """Of an op that gives indices alone; ``sample`` is the op, called with what follows it here."""
+    level = _Level(name)
+    different = level.draws(rng_state)
+    args = (logits, dim, mask, generator, rng_state, positions)
+    index: Tensor
+    if level.own_states(rng_state):
+        results = level.one_by_one(sample, args)
+        with level.below():
+            index = torch.stack(results)
+        return level.wrap(index)
+    if not different and not level.has(logits, mask, rng_state):
+        with level.below():
+            index = sample(*args)
+        return index
+
+    dims, batch_dim = level.example_dims(logits, dim)
+    where = level.positions(logits.shape, positions, different)
+    with level.below():
+        index = sample(
+            level.whole(logits, dims),
+            batch_dim,
+            level.broadcast("mask", mask, logits, dims),
+            generator,
+            level.common_state(rng_state),
+            where,
+        )
+    return level.wrap(index)
+
+
 def _gumbel_argmax(
     logits: Tensor,
     dim: int,
@@ -193,33 +232,13 @@ def _gumbel_argmax(
     rng_state: Tensor | None,
     positions: Positions | None = None,
 ) -> Tensor:
-    level = _Level("gumbel_argmax")
-    different = level.draws(rng_state)
-    args = (logits, dim, keepdim, mask, generator, rng_state, positions)
-    index: Tensor
-    if level.own_states(rng_state):
-        results = level.one_by_one(_ops.gumbel_argmax, args)
-        with level.below():
-            index = torch.stack(results)
-        return level.wrap(index)
-    if not different and not level.has(logits, mask, rng_state):
-        with level.below():
-            index = _ops.gumbel_argmax(*args)
-        return index
+    # An example without dimensions has none to keep, but one in the whole batch.
+    keepdim = keepdim and logits.dim() > 0
 
-    dims, batch_dim = level.example_dims(logits, dim)
-    where = level.positions(logits.shape, positions, different)
-    with level.below():
-        index = _ops.gumbel_argmax(
-            level.whole(logits, dims),
-            batch_dim,
-            keepdim and logits.dim() > 0,
-            level.broadcast("mask", mask, logits, dims),
-            generator,
-            level.common_state(rng_state),
-            where,
-        )
-    return level.wrap(index)
+    def sample(logits: Tensor, dim: int, *rest: Any) -> Any:
+        return _ops.gumbel_argmax(logits, dim, keepdim, *rest)
+
+    return _index("gumbel_argmax", sample, logits, dim, mask, generator, rng_state, positions)
 
 
 def _gumbel_topk(
@@ -231,33 +250,10 @@ def _gumbel_topk(
     rng_state: Tensor | None,
     positions: Positions | None = None,
 ) -> Tensor:
-    level = _Level("gumbel_topk")
-    different = level.draws(rng_state)
-    args = (logits, k, dim, mask, generator, rng_state, positions)
-    index: Tensor
-    if level.own_states(rng_state):
-        results = level.one_by_one(_ops.gumbel_topk, args)
-        with level.below():
-            index = torch.stack(results)
-        return level.wrap(index)
-    if not different and not level.has(logits, mask, rng_state):
-        with level.below():
-            index = _ops.gumbel_topk(*args)
-        return index
+    def sample(logits: Tensor, *rest: Any) -> Any:
+        return _ops.gumbel_topk(logits, k, *rest)
 
-    dims, batch_dim = level.example_dims(logits, dim)
-    where = level.positions(logits.shape, positions, different)
-    with level.below():
-        index = _ops.gumbel_topk(
-            level.whole(logits, dims),
-            k,
-            batch_dim,
-            level.broadcast("mask", mask, logits, dims),
-            generator,
-            level.common_state(rng_state),
-            where,
-        )
-    return level.wrap(index)
+    return _index("gumbel_topk", sample, logits, dim, mask, generator, rng_state, positions)
 
 
 def _gumbel_noise(
