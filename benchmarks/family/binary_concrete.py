@@ -56,6 +56,10 @@ def _straight_through(logits: Tensor) -> Tensor:
     return (y > 0.5).to(y.dtype) + (y - y.detach())
 
 
+def _density(x: Tensor) -> Tensor:
+    return gumbel_ext.binary_concrete_log_prob(torch.sigmoid(x), x, TAU)
+
+
 def _functions(op: str, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
     if op == NOISE:
         return {
@@ -69,8 +73,10 @@ def _functions(op: str, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tens
         return torch.distributions.RelaxedBernoulli(tau, logits=logits, validate_args=False)
 
     if op == DENSITY:
+        torch._dynamo.reset()
         return {
-            "gumbel_ext": lambda x: gumbel_ext.binary_concrete_log_prob(torch.sigmoid(x), x, TAU),
+            "gumbel_ext": _density,
+            "gumbel_ext, torch.compile": torch.compile(_density, fullgraph=True, dynamic=False),
             "torch.distributions": lambda x: distribution(x).log_prob(torch.sigmoid(x)),
         }
     hard = op == HARD
