@@ -1,6 +1,7 @@
 // The Python module gumbel_ext._C: what the build is, and the noise functions that tests look at
 // from outside. Loading it registers the ops.
-#include <torch/extension.h>
+#include <ATen/ATen.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <sstream>
@@ -73,9 +74,8 @@ std::vector<std::uint32_t> philox(const std::vector<std::uint32_t>& counter,
 
 // The kernels' own maths on given words, each an int64 in [0, 2^32).
 at::Tensor noise_from_words(const char* name, const at::Tensor& hi, const at::Tensor& lo,
-                            const py::object& dtype,
+                            at::ScalarType type,
                             decltype(KernelTable::noise_from_words) from_words) {
-  const at::ScalarType type = torch::python::detail::py_object_to_dtype(dtype);
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, name,
                    ": dtype must be float32 or float64, got ", c10::toString(type));
   TORCH_CHECK_VALUE(hi.dim() == 1 && hi.sizes() == lo.sizes(), name,
@@ -91,13 +91,12 @@ at::Tensor noise_from_words(const char* name, const at::Tensor& hi, const at::Te
   return out;
 }
 
-at::Tensor gumbel_from_words(const at::Tensor& hi, const at::Tensor& lo, const py::object& dtype) {
+at::Tensor gumbel_from_words(const at::Tensor& hi, const at::Tensor& lo, at::ScalarType dtype) {
   return noise_from_words("gumbel_from_words", hi, lo, dtype,
                           gumbel_ext::cpu::kernels().noise_from_words);
 }
 
-at::Tensor logistic_from_words(const at::Tensor& hi, const at::Tensor& lo,
-                               const py::object& dtype) {
+at::Tensor logistic_from_words(const at::Tensor& hi, const at::Tensor& lo, at::ScalarType dtype) {
   return noise_from_words("logistic_from_words", hi, lo, dtype,
                           gumbel_ext::cpu::kernels().logistic_from_words);
 }
