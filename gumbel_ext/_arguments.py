@@ -56,6 +56,13 @@ def check_tensor(function: str, name: str, value: object) -> None:
         raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
 
 
+def check_local(function: str, name: str, value: object) -> None:
+    """For functions that are not defined on a DTensor."""
+    check_tensor(function, name, value)
+    if type(value) is not Tensor and is_dtensor(value):
+        raise TypeError(f"{function}: {name} must not be a DTensor, got one; see its full_tensor()")
+
+
 def check_dim(function: str, dim: object) -> None:
     if not isinstance(dim, (int, torch.SymInt)):
         raise TypeError(f"{function}: dim must be an int, got {dim!r}")

@@ -19,9 +19,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch_binary as _functorch_binary  # registers torch.vmap's rules
 from gumbel_ext._arguments import (
+    check_local,
     check_optional,
-    check_tensor,
-    is_dtensor,
     split_tau,
     state_beside,
 )
@@ -102,12 +101,7 @@ def binary_concrete(
             rng_state=rng_state,
         )
         return overridden
-    if type(logits) is not Tensor and is_dtensor(logits):
-        raise NotImplementedError(
-            "binary_concrete: logits must not be a DTensor; take its to_local(), or the noise of "
-            "the whole by the positions of torch.ops.gumbel_ext.binary_concrete"
-        )
-    check_tensor("binary_concrete", "logits", logits)
+    check_local("binary_concrete", "logits", logits)
     check_optional("binary_concrete", None, generator, rng_state, logits.device)
     rng_state = state_beside(rng_state, logits.device)
     tau_number, tau_tensor = split_tau("binary_concrete", tau)
@@ -199,7 +193,7 @@ def binary_concrete_log_prob(value: Tensor, logits: Tensor, tau: Number | Tensor
             looked at: where they are not positive the density is NaN.
     """
     for name, tensor in (("value", value), ("logits", logits)):
-        check_tensor("binary_concrete_log_prob", name, tensor)
+        check_local("binary_concrete_log_prob", name, tensor)
         if tensor.dtype not in _FLOAT_DTYPES:
             raise TypeError(
                 f"binary_concrete_log_prob: {name} must have dtype float16, bfloat16, float32 or "

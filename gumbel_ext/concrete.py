@@ -15,9 +15,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
 from gumbel_ext._arguments import (
     check_dim,
+    check_local,
     check_optional,
-    check_tensor,
-    is_dtensor,
     split_tau,
     state_beside,
 )
@@ -93,8 +92,7 @@ def gumbel_log_softmax(
             rng_state=rng_state,
         )
         return overridden
-    check_tensor("gumbel_log_softmax", "logits", logits)
-    _refuse_dtensor("gumbel_log_softmax", "logits", logits)
+    check_local("gumbel_log_softmax", "logits", logits)
     check_dim("gumbel_log_softmax", dim)
     check_optional("gumbel_log_softmax", mask, generator, rng_state, logits.device)
     rng_state = state_beside(rng_state, logits.device)
@@ -176,10 +174,8 @@ def concrete_log_prob(
             log_space=log_space,
         )
         return overridden
-    check_tensor("concrete_log_prob", "value", value)
-    check_tensor("concrete_log_prob", "logits", logits)
-    _refuse_dtensor("concrete_log_prob", "value", value)
-    _refuse_dtensor("concrete_log_prob", "logits", logits)
+    check_local("concrete_log_prob", "value", value)
+    check_local("concrete_log_prob", "logits", logits)
     check_dim("concrete_log_prob", dim)
     if value.dtype != logits.dtype and value.is_floating_point() and logits.is_floating_point():
         dtype = torch.promote_types(value.dtype, logits.dtype)
@@ -189,8 +185,3 @@ def concrete_log_prob(
         value, logits, tau_number, tau_tensor, dim, bool(log_space)
     )
     return density
-
-
-def _refuse_dtensor(function: str, name: str, tensor: Tensor) -> None:
-    if type(tensor) is not Tensor and is_dtensor(tensor):
-        raise TypeError(f"{function}: {name} must not be a DTensor; use its full_tensor()")

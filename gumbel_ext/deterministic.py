@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # registers torch.vmap's rules
 from gumbel_ext import _functorch_deterministic as _functorch_deterministic
-from gumbel_ext._arguments import check_dim, check_optional, check_tensor, split_tau
+from gumbel_ext._arguments import check_dim, check_local, check_optional, split_tau
 
 __all__ = ["soft_argmax", "soft_argmax_2d", "straight_through_softmax"]
 
@@ -108,7 +108,7 @@ def straight_through_softmax(
             return_index=return_index,
         )
         return overridden
-    check_tensor("straight_through_softmax", "logits", logits)
+    check_local("straight_through_softmax", "logits", logits)
     check_dim("straight_through_softmax", dim)
     check_optional("straight_through_softmax", mask, None, None, logits.device)
     tau_number, tau_tensor = split_tau("straight_through_softmax", tau)
@@ -169,7 +169,7 @@ def soft_argmax(
             keepdim=keepdim,
         )
         return overridden
-    check_tensor("soft_argmax", "logits", logits)
+    check_local("soft_argmax", "logits", logits)
     check_dim("soft_argmax", dim)
     beta_number, beta_tensor = split_tau("soft_argmax", beta, "beta")
     dims = max(logits.dim(), 1)
@@ -182,7 +182,7 @@ def soft_argmax(
     if positions is None:
         positions = _coordinates(classes, logits)
     else:
-        check_tensor("soft_argmax", "positions", positions)
+        check_local("soft_argmax", "positions", positions)
         if positions.dim() != 1 or positions.shape[0] != classes:
             raise ValueError(
                 f"soft_argmax: positions must be of shape [{classes}], got {list(positions.shape)}"
@@ -229,7 +229,7 @@ def soft_argmax_2d(maps: Tensor, beta: Number | Tensor = 1, *, normalized: bool 
             soft_argmax_2d, (maps, beta), maps, beta, normalized=normalized
         )
         return overridden
-    check_tensor("soft_argmax_2d", "maps", maps)
+    check_local("soft_argmax_2d", "maps", maps)
     if maps.dim() < 2:
         raise ValueError(
             "soft_argmax_2d: maps must have at least two dimensions, [..., height, width], got "

@@ -17,8 +17,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from gumbel_ext import _functorch_deterministic as _functorch_deterministic
 from gumbel_ext._arguments import (
     check_dim,
+    check_local,
     check_optional,
-    check_tensor,
     split_tau,
     state_beside,
 )
@@ -418,7 +418,7 @@ def decoupled_gumbel_softmax(
             rng_state=rng_state,
         )
         return overridden
-    check_tensor(name, "logits", logits)
+    check_local(name, "logits", logits)
     check_dim(name, dim)
     check_optional(name, mask, generator, rng_state, logits.device)
     y, index = _decoupled_gumbel_softmax(

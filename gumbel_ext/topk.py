@@ -18,9 +18,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from gumbel_ext._arguments import (
     check_broadcast,
     check_count,
+    check_local,
     check_optional,
-    check_tensor,
-    is_dtensor,
     split_tau,
     state_beside,
     wrapped_dim,
@@ -118,7 +117,6 @@ def gumbel_topk(
     Raises:
         TypeError, IndexError, RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
         ValueError: likewise; or ``k`` is negative or more than there are classes.
-        NotImplementedError: ``logits`` is a DTensor.
 
     Example:
         >>> logits = torch.randn(20, 10, requires_grad=True)
@@ -194,7 +192,6 @@ def relaxed_topk(
     Raises:
         TypeError, IndexError, RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
         ValueError: likewise; or ``k`` is not positive or more than there are classes.
-        NotImplementedError: ``logits`` is a DTensor.
     """
     if has_torch_function_unary(logits):
         overridden: Tensor = handle_torch_function(
@@ -251,9 +248,7 @@ def _check_arguments(
     rng_state: Tensor | None,
 ) -> int:
     """Returns ``dim`` counted from the front."""
-    check_tensor(name, "logits", logits)
-    if is_dtensor(logits):
-        raise NotImplementedError(f"{name}: logits must not be a DTensor, got one; use to_local()")
+    check_local(name, "logits", logits)
     if not logits.is_floating_point():
         raise TypeError(
             f"{name}: logits must have dtype float16, bfloat16, float32 or float64, got "

@@ -149,6 +149,39 @@ def test_errors(ranks):
     ranks.run(error_case)
 
 
+def refusal_case(rank, world):
+    """Where a shard would get the noise of another, or half a sum, there is an error."""
+    logits = distribute_tensor(torch.randn(8, 30), mesh_of("1d"), [Shard(0)])
+    plain = torch.randn(8, 30)
+    calls = [
+        ("binary_concrete", "logits", lambda: gumbel_ext.binary_concrete(logits)),
+        (
+            "binary_concrete_log_prob",
+            "value",
+            lambda: gumbel_ext.binary_concrete_log_prob(logits, plain, 1),
+        ),
+        ("gumbel_log_softmax", "logits", lambda: gumbel_ext.gumbel_log_softmax(logits)),
+        ("concrete_log_prob", "logits", lambda: gumbel_ext.concrete_log_prob(plain, logits, 1)),
+        ("gumbel_topk", "logits", lambda: gumbel_ext.gumbel_topk(logits, 3)),
+        ("relaxed_topk", "logits", lambda: gumbel_ext.relaxed_topk(logits, 3)),
+        ("straight_through_softmax", "logits", lambda: gumbel_ext.straight_through_softmax(logits)),
+        ("soft_argmax", "logits", lambda: gumbel_ext.soft_argmax(logits)),
+        ("soft_argmax_2d", "maps", lambda: gumbel_ext.soft_argmax_2d(logits)),
+        (
+            "decoupled_gumbel_softmax",
+            "logits",
+            lambda: gumbel_ext.decoupled_gumbel_softmax(logits, 1, 0.5),
+        ),
+    ]
+    for function, argument, call in calls:
+        with pytest.raises(TypeError, match=f"^{function}: {argument} must not be a DTensor"):
+            call()
+
+
+def test_functions_without_dtensors(ranks):
+    ranks.run(refusal_case)
+
+
 def partial_case(rank, world):
     """A sum that is still to be made is made first: noise is not added once a process."""
     mesh = mesh_of("1d")
