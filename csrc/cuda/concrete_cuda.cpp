@@ -6,9 +6,7 @@
 #include <vector>
 
 #include "../concrete_density.h"
-#include "../row_tensors.h"
-#include "concrete_params.h"
-#include "tensors.h"
+#include "rows_builder.h"
 
 namespace gumbel_ext {
 namespace cuda {
@@ -127,79 +125,7 @@ std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_cuda(const at::Tensor& log
   return {log_y.tensor, used};
 }
 
-// ---- rows of several operands -------------------------------------------------------------------
-
-// Collects the operands, then merges the dimensions that rows are numbered over.
-class RowsBuilder {
- public:
-  // `like`: of the shape that all operands have, and of the inputs' dtype.
-  RowsBuilder(RowsParams& params, const char* op, const at::Tensor& like, int64_t dim, double tau,
-              const OptionalTensor& tau_tensor)
-      : p_(params), dim_(dim), sizes_(classes_last(like, dim).sizes()) {
-    if (tau_tensor && tau_tensor->is_cpu()) check_tau_values(op, tau_tensor->to(at::kDouble));
-    p_.type = element_type(like.scalar_type());
-    p_.classes = sizes_.back();
-    check_classes(op, p_.classes);
-    p_.rows = p_.classes == 0 ? 0 : like.numel() / p_.classes;
-    if (const std::optional<double> number = known_tau(tau, tau_tensor)) {
-      p_.tau_value = clamped_factor(*number, like.scalar_type() == at::kDouble);
-      p_.tau_float32 = static_cast<float>(p_.tau_value);
-    } else {
-      tau_ = row_temperatures(*tau_tensor, like, dim);
-      p_.tau = tau_.const_data_ptr();
-    }
-  }
-
-  void add(RowOperand& operand, const at::Tensor& tensor) {
-    tensors_.push_back(rows_of(tensor, dim_));
-    operands_.push_back(&operand);
-  }
-
-  void finish() {
-    if (!merge()) {
-      for (at::Tensor& t : tensors_) t = t.contiguous();
-      merge();
-    }
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-      operands_[i]->data = tensors_[i].const_data_ptr();
-      operands_[i]->class_stride = tensors_[i].size(-1) == 1 ? 1 : tensors_[i].stride(-1);
-    }
-  }
-
- private:
-  // Whether the kernels know that many dimensions.
-  bool merge() {
-    int dims = 0;
-    for (size_t d = 0; d + 1 < sizes_.size(); ++d) {
-      if (sizes_[d] == 1) continue;
-      const auto at = static_cast<int64_t>(d);
-      bool merges = dims > 0;
-      for (size_t i = 0; i < tensors_.size() && merges; ++i) {
-        merges = operands_[i]->stride[dims - 1] == tensors_[i].stride(at) * sizes_[d];
-      }
-      if (merges) {
-        p_.size[--dims] *= sizes_[d];
-      } else if (dims == kRowDims) {
-        return false;
-      } else {
-        p_.size[dims] = sizes_[d];
-      }
-      for (size_t i = 0; i < tensors_.size(); ++i) {
-        operands_[i]->stride[dims] = tensors_[i].stride(at);
-      }
-      ++dims;
-    }
-    p_.dims = dims;
-    return true;
-  }
-
-  RowsParams& p_;
-  const int64_t dim_;
-  const at::DimVector sizes_;
-  at::Tensor tau_;
-  std::vector<at::Tensor> tensors_;
-  std::vector<RowOperand*> operands_;
-};
+// ---- its gradient -------------------------------------------------------------------------------
 
 std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_backward_cuda(
     const at::Tensor& grad, const at::Tensor& log_y, double tau, const OptionalTensor& tau_tensor,

@@ -1,28 +1,10 @@
 // The kernels of the log-space sample and of the density, of every type.
 #include "density_kernels.cuh"
 #include "log_sample_kernels.cuh"
+#include "row_teams.cuh"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
-
-template <class Team>
-int teams_grid(std::int64_t rows) {
-  constexpr std::int64_t kMost = 1 << 30;
-  const std::int64_t blocks = (rows + Team::kRowsPerBlock - 1) / Team::kRowsPerBlock;
-  return static_cast<int>(blocks < kMost ? blocks : kMost);
-}
-
-// Calls launch(team) with a team for rows of so many classes, that all have work.
-template <class Launch>
-void with_team(std::int64_t classes, Launch launch) {
-  if (classes <= 4 * kRowGroup) {
-    launch(LaneTeam<4>());
-  } else if (classes <= 1024) {
-    launch(LaneTeam<32>());
-  } else {
-    launch(BlockTeam<256>());
-  }
-}
 
 template <class T, class Team, int kGroups>
 void launch_log_sample_rows(const LogSampleParams& p, void* stream) {
