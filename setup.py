@@ -113,10 +113,12 @@ SOURCES = [
 CUDA_SOURCES = [
     "csrc/cuda/binary_concrete_cuda.cpp",
     "csrc/cuda/concrete_cuda.cpp",
+    "csrc/cuda/deterministic_cuda.cpp",
     "csrc/cuda/gumbel_softmax_cuda.cpp",
     "csrc/cuda/launch_bfloat16.cu",
     "csrc/cuda/launch_binary.cu",
     "csrc/cuda/launch_concrete.cu",
+    "csrc/cuda/launch_deterministic.cu",
     "csrc/cuda/launch_float16.cu",
     "csrc/cuda/launch_float32.cu",
     "csrc/cuda/launch_float64.cu",

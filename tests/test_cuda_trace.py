@@ -35,16 +35,16 @@ OP_NAMES = (
     "gumbel_topk",
     "logistic_noise",
     "noise_at",
+    "soft_argmax",
+    "soft_argmax_backward",
+    "straight_through_softmax",
+    "straight_through_softmax_backward",
 )
 # In PyTorch's ops on every device but the CPU.
 COMPOSITE_NAMES = (
     "decoupled_gumbel_softmax",
     "dot_chunks",
     "exponentiate_chunks",
-    "soft_argmax",
-    "soft_argmax_backward",
-    "straight_through_softmax",
-    "straight_through_softmax_backward",
 )
 CUDA_BUILD = _C.build_info()["cuda"]
 # A second GPU tells the device of the arguments from the default one; a real one must exist.
@@ -224,6 +224,42 @@ def test_density(dtype):
     # That of what is broadcast is summed by the caller, in the type computed in.
     assert described(of_logits) == ((3, 4, 5), computed_in, CUDA)
     assert described(of_tau) == ((3, 4, 1), computed_in, CUDA)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_straight_through_softmax(dtype):
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    for option in OPTION_NAMES:
+        tau, tau_tensor, mask = options(dtype)[option]
+        logits = logits_of(4, 6, 5, dtype=dtype).mT
+        y, index = OPS.straight_through_softmax(logits, tau, tau_tensor, 1, mask, True)
+        assert described(y) == ((4, 5, 6), dtype, CUDA)
+        assert y.stride() == logits.stride()
+        assert described(index) == ((4, 6), torch.int64, CUDA)
+        for tau_grad, shape in ((False, (0,)), (True, (4, 1, 6))):
+            grad, grad_tau = OPS.straight_through_softmax_backward(
+                y, logits, index, tau, tau_tensor, 1, mask, tau_grad
+            )
+            assert described(grad) == ((4, 5, 6), dtype, CUDA)
+            assert described(grad_tau) == (shape, computed_in, CUDA)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_soft_argmax(dtype):
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    positions = logits_of(2, 5, dtype=torch.float64)
+    for option in ("plain", "tau_scalar", "tau_on_cpu", "tau_rows"):
+        beta, beta_tensor, _ = options(dtype)[option]
+        logits = logits_of(4, 6, 5, dtype=dtype).mT
+        expected, state = OPS.soft_argmax(logits, beta, beta_tensor, 1, positions)
+        assert described(expected) == ((4, 6, 2), computed_in, CUDA)
+        assert described(state) == ((4, 6, 5), torch.float64, CUDA)
+        for beta_grad, shape in ((False, (0,)), (True, (4, 1, 6))):
+            grad, grad_beta = OPS.soft_argmax_backward(
+                expected, logits, state, beta, beta_tensor, 1, positions, beta_grad
+            )
+            assert described(grad) == ((4, 5, 6), dtype, CUDA)
+            assert described(grad_beta) == (shape, computed_in, CUDA)
 
 
 def test_bad_arguments_are_named_while_tracing():

@@ -95,7 +95,30 @@ struct OperandRow {
       }
     });
   }
+  // A class of the row.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar at(int c) const {
+    Scalar out = 0;
+    with_element_type<Scalar>(type, [&](auto element) {
+      out = widen(static_cast<const decltype(element)*>(data)[offset + c * class_stride]);
+    });
+    return out;
+  }
 };
+
+// Takes classes c, c + 1, ... into the best of a thread so far: among equals the first, and the
+// first NaN above all.
+template <class Scalar>
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take_first_best(const Scalar (&z)[kRowGroup], int c,
+                                                              Best<Scalar>& best) {
+  Scalar top = z[0];
+#pragma unroll
+  for (int v = 1; v < kRowGroup; ++v) top = larger_or_nan(top, z[v]);
+  if (top <= best.value || best.is_nan()) return;
+#pragma unroll
+  for (int v = 0; v < kRowGroup; ++v) {
+    if (!(z[v] <= best.value) && !best.is_nan()) best = {z[v], c + v};
+  }
+}
 
 // Classes c, c + 1, ... of a row of results, the first class of which is element `offset`.
 template <class Scalar>

@@ -15,9 +15,10 @@ class RowsBuilder {
  public:
   // `like`: of the shape that all operands have, and of the inputs' dtype.
   RowsBuilder(RowsParams& params, const char* op, const at::Tensor& like, int64_t dim, double tau,
-              const OptionalTensor& tau_tensor)
+              const OptionalTensor& tau_tensor, const char* tau_name = "tau")
       : p_(params), dim_(dim), sizes_(classes_last(like, dim).sizes()) {
-    if (tau_tensor && tau_tensor->is_cpu()) check_tau_values(op, tau_tensor->to(at::kDouble));
+    if (tau_tensor && tau_tensor->is_cpu())
+      check_tau_values(op, tau_tensor->to(at::kDouble), tau_name);
     p_.type = element_type(like.scalar_type());
     p_.classes = sizes_.back();
     check_classes(op, p_.classes);

@@ -111,6 +111,7 @@ P, G, L, K, T, V, R, S, C, N, Q = (
 B, M = "binary_kernels.cuh", "launch_binary.cu"
 A, X, D = "row_operands.cuh", "log_sample_kernels.cuh", "density_kernels.cuh"
 W = "launch_concrete.cu"
+Z, E = "straight_through_kernels.cuh", "soft_argmax_kernels.cuh"
 
 BUGS = [
     # ---- agreement among threads
@@ -327,6 +328,48 @@ BUGS = [
     swap("density: every thread of a team writes", D, "team.rank() == 0 && row.exists", "row.exists"),
     swap("density: a row that does not exist writes", D, "team.rank() == 0 && row.exists", "team.rank() == 0"),
     Bug("density: every thread of a team writes dtau", D, "if (team.rank() != 0 || !row.exists) return;", "if ((!BUG && team.rank() != 0) || !row.exists) return;"),
+    # ---- the straight-through softmax without noise
+    swap("first best: ties of a thread to the later class", A, "!(z[v] <= best.value)", "!(z[v] < best.value)"),
+    swap("first best: ties between a thread's groups to the later", A, "top <= best.value || best.is_nan()", "top < best.value || best.is_nan()"),
+    swap("first best: a number displaces a NaN", A, "!(z[v] <= best.value) && !best.is_nan()", "!(z[v] <= best.value)"),
+    swap("first best: a NaN is passed over", A, "!(z[v] <= best.value)", "z[v] > best.value"),
+    Bug("straight-through: the mask is ignored", Z, "if (p.mask.data != nullptr) {", "if (!BUG && p.mask.data != nullptr) {"),
+    swap("straight-through: the mask's classes are neighbours", Z, "allowed[c * class_stride] != 0", "allowed[c] != 0"),
+    swap("straight-through: the mask is read past the row", Z, "v < classes - c && !allows(c + v)", "!allows(c + v)"),
+    swap("straight-through: rows of -inf have no class", Z, "nothing && index >= 0", "false"),
+    swap("straight-through: NaN rows are one-hot", Z, "best.is_nan()", "false"),
+    Bug("straight-through: a slow row diverges from the rest of its warp", Z, "if (team.any(nothing)) {", "if (BUG ? nothing : team.any(nothing)) {"),
+    swap("straight-through: forbidden rows have a class", Z, "allowed == kNoIndex ? -1 : allowed", "allowed == kNoIndex ? 0 : allowed"),
+    swap("straight-through: the last allowed class", Z, "c < row.classes && allowed == kNoIndex", "c < row.classes"),
+    swap("straight-through: no one", Z, "own.index == index", "own.index < index"),
+    *(swap(f"straight-through: every thread of a team writes, place {nth + 1}", Z, "team.rank() == 0 && row.exists", "row.exists", nth, 2) for nth in range(2)),
+    *(swap(f"straight-through: a row that does not exist writes, place {nth + 1}", Z, "team.rank() == 0 && row.exists", "team.rank() == 0", nth, 2) for nth in range(2)),
+    swap("straight-through: an index that is no class", Z, "!forbidden && index < row.classes", "!forbidden"),
+    swap("straight-through: forbidden rows have gradients", Z, "forbidden ? Scalar(0) : multiply(w, inverse)", "multiply(w, inverse)"),
+    swap("straight-through: gradients are not shifted", Z, "add(add(h[v], -shift), -dot)", "add(h[v], -dot)"),
+    swap("straight-through: the mean of gradients is left out", Z, "add(add(h[v], -shift), -dot)", "add(h[v], -shift)"),
+    swap("straight-through: 0 * inf in the gradient of tau", Z, "distance != -infinity<Scalar>()", "true"),
+    swap("straight-through: the gradient of tau by its sign", Z, "multiply(-slope, inverse)", "multiply(slope, inverse)"),
+    # ---- the soft-argmax
+    swap("soft-argmax: what sums lose", E, "add(add(lost, lost_of_term), error)", "Scalar(0)"),
+    swap("soft-argmax: what the other threads' sums lose", E, "add(add(lost, lost_of_term), error)", "add(lost, error)"),
+    swap("soft-argmax: weights by the hardware", E, "exp2_nonpositive(DeviceF32{x}).v", "power_of_two(x)"),
+    swap("soft-argmax: moments about the middle", E, "multiply(e[v], add(x[v], -origin[k]))", "multiply(e[v], x[v])"),
+    swap("soft-argmax: rows of coordinates", E, "k * p.classes", "std::int64_t(0)"),
+    swap("soft-argmax: rows without a softmax have a position", E, "ordinary ? whole(sums.moment[k]) / whole(sums.total) : quiet_nan<double>()", "whole(sums.moment[k]) / whole(sums.total)"),
+    swap("soft-argmax: an infinite factor times no distance", E, "clamped(multiply(Scalar(1.4426950408889634074), beta))", "multiply(Scalar(1.4426950408889634074), beta)"),
+    swap("soft-argmax: no class to read positions of", E, "best.index == kNoIndex ? 0 : best.index", "best.index"),
+    swap("soft-argmax: every thread of a team writes", E, "team.rank() != 0 || !row.exists", "!row.exists"),
+    swap("soft-argmax: a row that does not exist writes", E, "team.rank() != 0 || !row.exists", "team.rank() != 0"),
+    swap("soft-argmax: the middle of the positions", E, "apart + p.middle[k]", "apart"),
+    swap("soft-argmax: a class below 0", E, "state[0] >= 0", "true"),
+    swap("soft-argmax: a class past the last", E, "state[0] < static_cast<double>(p.classes)", "true"),
+    swap("soft-argmax: gradients around the best class", E, "multiply_add(-weight[k], static_cast<Scalar>(state[3 + k]), centre)", "Scalar(0)"),
+    swap("soft-argmax: the gradient of the first coordinate alone", E, "static_cast<const Scalar*>(p.grad)[row.row * kCoordinates + k]", "static_cast<const Scalar*>(p.grad)[row.row * kCoordinates]"),
+    swap("soft-argmax: 0 * inf in the gradient of beta", E, "distance != -infinity<Scalar>()", "true"),
+    swap("soft-argmax: beta left out of the gradient", E, "multiply(s, beta)", "s"),
+    swap("soft-argmax: every thread of a team writes dbeta", E, "team.rank() == 0 && row.exists", "row.exists"),
+    swap("soft-argmax: a row that does not exist writes dbeta", E, "team.rank() == 0 && row.exists", "team.rank() == 0"),
 ]  # fmt: skip
 
 
@@ -361,7 +404,7 @@ def plant(bugs: list[Bug], folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def build(folder: Path) -> tuple[Path, Path, Path]:
+def build(folder: Path) -> dict[str, Path]:
     """The emulated tests, of float32 and of the family, with the race detector's hooks."""
     compiler = os.environ.get("CXX", "g++")
     flags = ["-std=c++20", "-ffp-contract=off", "-w", "-DGUMBEL_EXT_EMULATE_CUDA"]
@@ -373,11 +416,12 @@ def build(folder: Path) -> tuple[Path, Path, Path]:
             flags.append("-mfma")
     flags += ["-include", "emulation.h"]  # for the switches in plan.cpp
     commands = [[*flags, "-O2", "-c", source] for source in (*sources, "tests/cuda/emulation.cpp")]
-    for tests in ("test_cuda_kernels.cpp", "test_binary_kernels.cpp", "test_concrete_kernels.cpp"):
-        commands.append([*flags, "-O1", "-fsanitize=thread", "-c", f"tests/cuda/{tests}"])
+    programs = ("cuda", "binary", "concrete", "deterministic")
+    for name in programs:
+        source = f"tests/cuda/test_{name}_kernels.cpp"
+        commands.append([*flags, "-O1", "-fsanitize=thread", "-c", source])
     objects = [str(folder / (command[-1].replace("/", "-") + ".o")) for command in commands]
-    *shared, of_kernels, of_binary, of_concrete = objects
-    program, binary, concrete = folder / "kernels", folder / "binary", folder / "concrete"
+    shared = objects[: -len(programs)]
 
     def compile_one(arguments: list[str]) -> None:
         done = run([compiler, *arguments], cwd=folder)
@@ -386,18 +430,18 @@ def build(folder: Path) -> tuple[Path, Path, Path]:
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
         list(pool.map(compile_one, [[*c, "-o", o] for c, o in zip(commands, objects, strict=True)]))
-    compile_one([*shared, of_kernels, "-o", str(program)])
-    compile_one([*shared, of_binary, "-o", str(binary)])
-    compile_one([*shared, of_concrete, "-o", str(concrete)])
-    return program, binary, concrete
+    for name, tests in zip(programs, objects[-len(programs) :], strict=True):
+        compile_one([*shared, tests, "-o", str(folder / name)])
+    return {name: folder / name for name in programs}
 
 
-def of_binary_concrete(bug: Bug) -> bool:
-    return bug.file in (B, M) or bug.what.startswith("logistic")
-
-
-def of_concrete(bug: Bug) -> bool:
-    return bug.file in (A, X, D, W)
+def shows_in(bug: Bug) -> str:
+    """The program whose tests a bug shows in."""
+    if bug.file in (Z, E) or bug.what.startswith("first best"):
+        return "deterministic"
+    if bug.file in (A, X, D, W):
+        return "concrete"
+    return "binary" if bug.file in (B, M) or bug.what.startswith("logistic") else "cuda"
 
 
 # Where a bug in a file shows; the others show everywhere.
@@ -427,21 +471,15 @@ def main() -> int:
         for part in ("csrc", "tests/cuda"):
             shutil.copytree(ROOT / part, folder / part)
         plant(bugs, folder)
-        program, binary, concrete = build(folder)
-        for whole in (program, binary, concrete):
-            failure = first_failure(whole, -1)
+        programs = build(folder)
+        for program in programs.values():
+            failure = first_failure(program, -1)
             if failure is not None:
                 sys.exit(f"planted_bugs: fails without a bug: {failure}")
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
             found = pool.map(
                 lambda numbered: first_failure(
-                    binary
-                    if of_binary_concrete(numbered[1])
-                    else concrete
-                    if of_concrete(numbered[1])
-                    else program,
-                    numbered[0],
-                    REGIMES.get(numbered[1].file, ""),
+                    programs[shows_in(numbered[1])], numbered[0], REGIMES.get(numbered[1].file, "")
                 ),
                 enumerate(bugs),
             )
