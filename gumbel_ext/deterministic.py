@@ -130,8 +130,8 @@ def soft_argmax(
         \sum_i x_i \operatorname{softmax}(\beta l)_i, \qquad x_i = i
 
     (Chapelle and Wu, "Gradient descent optimization of smoothed information retrieval metrics",
-    2010; Honari et al., arXiv 1709.01591.) For large :math:`\beta` it is the argmax. One pass over
-    ``logits`` on the CPU; on other devices it is made of PyTorch's operators. Differentiable any
+    2010; Honari et al., arXiv 1709.01591.) For large :math:`\beta` it is the argmax. One kernel on
+    the CPU and on CUDA; on other devices it is made of PyTorch's operators. Differentiable any
     number of times, in reverse and forward mode, also by :mod:`torch.func`.
 
     Args:

@@ -309,7 +309,7 @@ def test_opcheck(device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_form_for_devices_without_a_kernel(dtype, device):
-    """The one in PyTorch's operators, which a GPU runs; here on any device."""
+    """The one in PyTorch's operators; here on any device."""
     key = torch._C.DispatchKey.CompositeExplicitAutograd
     logits = inputs((5, 300, 4), dtype, device)
     logits[1, 7, 2] = -torch.inf

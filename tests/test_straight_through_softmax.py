@@ -257,7 +257,7 @@ def test_opcheck(device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_form_for_devices_without_a_kernel(dtype, device):
-    """The one in PyTorch's operators, which a GPU runs; here on any device."""
+    """The one in PyTorch's operators; here on any device."""
     key = torch._C.DispatchKey.CompositeExplicitAutograd
     forward = _ops.straight_through_softmax.default
     backward = _ops.straight_through_softmax_backward.default

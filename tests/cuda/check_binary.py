@@ -417,6 +417,8 @@ def problems_of(name: str, type_: str, function: Function, resources: Resources)
         for kind in ("LDG", "STG"):
             if kind == "STG" and "stream_kernel" in name and name.endswith(", 1>"):
                 continue  # a first pass stores one number a block
+            if kind == "STG" and name.startswith("soft_argmax_kernel"):
+                continue  # a few numbers a row
             if not any(is_wide(opcode, kind, wide) for opcode in opcodes):
                 problems.append(f"no {kind} of {wide} bytes")
     return problems

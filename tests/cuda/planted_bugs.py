@@ -329,10 +329,10 @@ BUGS = [
     swap("density: a row that does not exist writes", D, "team.rank() == 0 && row.exists", "team.rank() == 0"),
     Bug("density: every thread of a team writes dtau", D, "if (team.rank() != 0 || !row.exists) return;", "if ((!BUG && team.rank() != 0) || !row.exists) return;"),
     # ---- the straight-through softmax without noise
-    swap("first best: ties of a thread to the later class", A, "!(z[v] <= best.value)", "!(z[v] < best.value)"),
+    swap("first best: ties of a thread to the later class", A, "!(z[v] <= best.value) && !best.is_nan()", "!(z[v] < best.value) && !best.is_nan()"),
     swap("first best: ties between a thread's groups to the later", A, "top <= best.value || best.is_nan()", "top < best.value || best.is_nan()"),
     swap("first best: a number displaces a NaN", A, "!(z[v] <= best.value) && !best.is_nan()", "!(z[v] <= best.value)"),
-    swap("first best: a NaN is passed over", A, "!(z[v] <= best.value)", "z[v] > best.value"),
+    swap("first best: a NaN is passed over", A, "!(z[v] <= best.value) && !best.is_nan()", "z[v] > best.value"),
     Bug("straight-through: the mask is ignored", Z, "if (p.mask.data != nullptr) {", "if (!BUG && p.mask.data != nullptr) {"),
     swap("straight-through: the mask's classes are neighbours", Z, "allowed[c * class_stride] != 0", "allowed[c] != 0"),
     swap("straight-through: the mask is read past the row", Z, "v < classes - c && !allows(c + v)", "!allows(c + v)"),
