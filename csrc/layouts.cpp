@@ -42,6 +42,8 @@ std::vector<torch::Library> register_refusals() {
              "gumbel_noise",
              "gumbel_softmax_backward",
              "gumbel_softmax_hard_backward",
+             "gumbel_embedding",
+             "gumbel_embedding_backward",
              "binary_concrete",
              "binary_concrete_backward",
              "logistic_noise",

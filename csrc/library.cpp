@@ -83,6 +83,20 @@ TORCH_LIBRARY(gumbel_ext, m) {
       "(Tensor grad_value, Tensor grad_logits, Tensor grad_tau)",
       deterministic);
 
+  // Rows of a codebook by the index of hard samples, or their mean under soft ones; see
+  // embedding.h. Gradients that are not wanted are empty.
+  m.def(
+      "gumbel_embedding(Tensor logits, Tensor weight, float tau, Tensor? tau_tensor, bool hard, "
+      "int dim, Tensor? mask, Generator? generator, Tensor? rng_state, SymInt[]? positions=None) "
+      "-> (Tensor out, Tensor index, Tensor used_rng_state)",
+      random);
+  m.def(
+      "gumbel_embedding_backward(Tensor grad, Tensor logits, Tensor weight, Tensor index, float "
+      "tau, Tensor? tau_tensor, bool hard, int dim, Tensor? mask, Tensor rng_state, bool "
+      "logits_grad, bool weight_grad, bool tau_grad, SymInt[]? positions=None) -> (Tensor "
+      "grad_logits, Tensor grad_weight, Tensor grad_tau)",
+      deterministic);
+
   // Deterministic: the one-hot vector of the largest logit with the gradient of softmax(logits /
   // tau), and the expected position softmax(beta logits) . positions.
   m.def(

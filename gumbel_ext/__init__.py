@@ -16,6 +16,7 @@ __all__ = [
     "decoupled_gumbel_softmax",
     "draw_rng_state",
     "gumbel_argmax",
+    "gumbel_embedding",
     "gumbel_log_softmax",
     "gumbel_noise",
     "gumbel_softmax",
@@ -43,6 +44,7 @@ else:
     from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logistic_noise
     from gumbel_ext.concrete import concrete_log_prob, gumbel_log_softmax
     from gumbel_ext.deterministic import soft_argmax, soft_argmax_2d, straight_through_softmax
+    from gumbel_ext.embedding import gumbel_embedding
     from gumbel_ext.functional import draw_rng_state, gumbel_argmax, gumbel_noise, gumbel_softmax
     from gumbel_ext.patch import PatchHandle, patch_torch
     from gumbel_ext.temperature import decoupled_gumbel_softmax

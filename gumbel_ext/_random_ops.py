@@ -39,6 +39,7 @@ def _add_to(module: ModuleType) -> None:
         random_ops += [
             ops.binary_concrete,
             ops.gumbel_argmax,
+            ops.gumbel_embedding,
             ops.gumbel_log_softmax,
             ops.gumbel_noise,
             ops.gumbel_softmax,

@@ -647,3 +647,36 @@ def soft_argmax(
     origin = positions.to(x.dtype)[x.detach().argmax(dim, keepdim=True)]
     expected = (torch.softmax(scores, dim) * (places - origin)).sum(dim)
     return expected + origin.squeeze(dim)
+
+
+def gumbel_embedding(
+    logits: Tensor,
+    weight: Tensor,
+    tau: float | Tensor = 1.0,
+    hard: bool = True,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+    rng_state: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The sample times the codebook, ``gumbel_softmax(logits, tau, hard) @ weight``, and the index.
+
+    Args:
+        logits, tau, hard, dim, mask, rng_state, noise: see :func:`gumbel_softmax`.
+        weight: ``[C, D]``, or ``[G, V, D]`` for ``G`` groups of ``V`` classes.
+    """
+    dim %= logits.dim()
+    groups = weight.shape[0] if weight.dim() == 3 else 1
+    table = weight.reshape(groups, -1, weight.shape[-1])
+    noise = _noise_for(logits, rng_state, noise, None)
+    parts = []
+    for g, book in enumerate(table):
+        own = slice(g * book.shape[0], (g + 1) * book.shape[0])
+        at = (*[slice(None)] * dim, own)
+        allowed = None if mask is None else mask.expand(logits.shape)[at]
+        y, index = gumbel_softmax(logits[at], tau, hard, dim, mask=allowed, noise=noise[at])
+        parts.append(((y.movedim(dim, -1) @ book).movedim(-1, dim), index))
+    out = torch.cat([o for o, _ in parts], dim)
+    indices = [index for _, index in parts]
+    return out, torch.stack(indices, dim) if weight.dim() == 3 else indices[0]

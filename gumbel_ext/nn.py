@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from gumbel_ext.deterministic import straight_through_softmax
 from gumbel_ext.functional import gumbel_softmax
 from gumbel_ext.temperature import TemperatureSchedule
+from gumbel_ext.vector_quantizer import GumbelVectorQuantizer, QuantizedVectors
 
-__all__ = ["GumbelSoftmax"]
+__all__ = ["GumbelSoftmax", "GumbelVectorQuantizer", "QuantizedVectors"]
 
 EvalMode: TypeAlias = Literal["argmax", "softmax", "sample"]
 _EVAL_MODES = ("argmax", "softmax", "sample")

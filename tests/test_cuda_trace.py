@@ -45,6 +45,8 @@ COMPOSITE_NAMES = (
     "decoupled_gumbel_softmax",
     "dot_chunks",
     "exponentiate_chunks",
+    "gumbel_embedding",
+    "gumbel_embedding_backward",
 )
 CUDA_BUILD = _C.build_info()["cuda"]
 # A second GPU tells the device of the arguments from the default one; a real one must exist.
@@ -260,6 +262,30 @@ def test_soft_argmax(dtype):
             )
             assert described(grad) == ((4, 5, 6), dtype, CUDA)
             assert described(grad_beta) == (shape, computed_in, CUDA)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_embedding(hard, dtype, weight_dtype):
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    logits, tau = logits_of(4, 5, 6, dtype=dtype).mT, logits_of(4, 1, 5)
+    mask = logits_of(6, 1, dtype=torch.bool)
+    for book, index_shape in (((6, 3), (4, 5)), ((2, 3, 7), (4, 2, 5))):
+        weight = logits_of(*book, dtype=weight_dtype)
+        args = (logits, weight, 1.0, tau, hard, 1, mask)
+        out, index, state = OPS.gumbel_embedding(*args, None, None)
+        assert described(out) == ((4, 3 if len(book) == 2 else 14, 5), weight_dtype, CUDA)
+        assert out.is_contiguous()
+        assert described(index) == (index_shape, torch.int64, CUDA)
+        assert described(state) == ((2,), torch.int64, CUDA)
+        rest = (out, logits, weight, index, 1.0, tau, hard, 1, mask, state)
+        for wanted in (True, False):
+            found = OPS.gumbel_embedding_backward(*rest, wanted, wanted, wanted)
+            shapes = ((4, 6, 5), book, (4, 1 if len(book) == 2 else 2, 5))
+            dtypes = (dtype, weight_dtype, computed_in)
+            for gradient, shape, of in zip(found, shapes, dtypes, strict=True):
+                assert described(gradient) == (shape if wanted else (0,), of, CUDA)
+        assert OPS.gumbel_embedding_backward(*rest, True, True, True)[0].stride() == logits.stride()
 
 
 def test_bad_arguments_are_named_while_tracing():

@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "backward_into.h"
 #include "execute.h"
 #include "tensors.h"
 
@@ -97,9 +98,11 @@ at::Tensor with_rows_together(const at::Tensor& t, int64_t dim) {
 struct Output {
   at::Tensor tensor, rows;
 
-  Output(const at::Tensor& like, int64_t dim)
-      : tensor(at::empty_like(like)),
-        rows(rows_are_scattered(tensor, dim) ? at::empty(like.sizes(), like.options()) : tensor) {}
+  Output(const at::Tensor& like, int64_t dim) : Output(dim, at::empty_like(like)) {}
+  // Of the caller's.
+  Output(int64_t dim, const at::Tensor& given)
+      : tensor(given),
+        rows(rows_are_scattered(given, dim) ? at::empty(given.sizes(), given.options()) : given) {}
 
   void settle() {
     if (!rows.is_same(tensor)) tensor.copy_(rows);
@@ -220,7 +223,6 @@ at::Tensor gumbel_noise_cpu(const at::Tensor& like, c10::SymIntArrayRef size,
   return out;
 }
 
-// Both backward ops, but for where y comes from.
 // An index from outside the row would be read from outside the gradient.
 void check_index_values(const char* name, const int64_t* index, int64_t rows, int64_t classes) {
   const auto bad = [&](int64_t r) {
@@ -236,20 +238,20 @@ void check_index_values(const char* name, const int64_t* index, int64_t rows, in
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const at::Tensor& grad,
-                                                const at::Tensor& logits_or_y,
-                                                const at::Tensor& index, double tau,
-                                                const OptionalTensor& tau_tensor, int64_t dim,
-                                                const OptionalTensor& mask,
-                                                const OptionalTensor& rng_state, bool tau_grad,
-                                                at::OptionalSymIntArrayRef positions) {
+}  // namespace
+
+at::Tensor backward_into(const char* name, Op op, const at::Tensor& grad,
+                         const at::Tensor& logits_or_y, const at::Tensor& index, double tau,
+                         const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+                         const OptionalTensor& rng_state, bool tau_grad,
+                         at::OptionalSymIntArrayRef positions, const at::Tensor& grad_logits) {
   dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state,
                        positions);
   const at::Tensor temperatures = row_temperatures(name, tau_tensor, logits_or_y, dim);
 
-  Output grad_logits(logits_or_y, dim);
+  Output output(dim, grad_logits);
   at::Tensor grad_tau = empty_grad_tau(logits_or_y, dim, tau_grad).zero_();
-  if (logits_or_y.numel() == 0) return {grad_logits.tensor, grad_tau};
+  if (logits_or_y.numel() == 0) return grad_tau;
 
   const at::Tensor indices = index.contiguous();
   const int64_t* row_index = indices.const_data_ptr<int64_t>();
@@ -268,7 +270,7 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
   if (tau_grad) p.grad_tau = grad_tau.mutable_data_ptr();
   builder.add(op == Op::kBackward ? p.output : p.logits, input_rows);
   builder.add(p.grad, grad_rows);
-  builder.add(p.grad_logits, grad_logits.rows);
+  builder.add(p.grad_logits, output.rows);
   if (mask) builder.add(p.mask, allowed);
   if (tau_tensor) builder.add(p.tau, temperatures);
   p.noise = rng_state.has_value();
@@ -278,8 +280,25 @@ std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const a
     p.offset = state.offset;
   }
   run_problem(op, builder.finish());
-  grad_logits.settle();
-  return {grad_logits.tensor, grad_tau};
+  output.settle();
+  return grad_tau;
+}
+
+namespace {
+
+// Both backward ops, but for where y comes from.
+std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const at::Tensor& grad,
+                                                const at::Tensor& logits_or_y,
+                                                const at::Tensor& index, double tau,
+                                                const OptionalTensor& tau_tensor, int64_t dim,
+                                                const OptionalTensor& mask,
+                                                const OptionalTensor& rng_state, bool tau_grad,
+                                                at::OptionalSymIntArrayRef positions) {
+  check_logits(name, logits_or_y);
+  const at::Tensor grad_logits = at::empty_like(logits_or_y);
+  const at::Tensor grad_tau = backward_into(name, op, grad, logits_or_y, index, tau, tau_tensor,
+                                            dim, mask, rng_state, tau_grad, positions, grad_logits);
+  return {grad_logits, grad_tau};
 }
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cpu(const at::Tensor& grad,

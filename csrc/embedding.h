@@ -1,0 +1,46 @@
+// A codebook lookup: rows of a codebook chosen by Gumbel-softmax samples, without the samples.
+//
+//     logits [*A, G * V, *B], codebook [V, D] or [G, V, D]
+//     -> out [*A, G * D, *B], index [*A, *B] or [*A, G, *B]
+//
+// embedding.cpp walks through the logits in tiles of rows, so that no call needs more than a tile
+// besides what it returns; what it asks of a device is in LookupKernels.
+#pragma once
+
+#include "arguments.h"
+
+namespace gumbel_ext {
+
+struct LookupKernels {
+  // Rows of the codebook [G, V, D] for codes [N, G], contiguous: [N, G, D]. Code -1 gives zeros,
+  // code -2 NaN.
+  at::Tensor (*gather)(const at::Tensor& codebook, const at::Tensor& codes);
+  // Rows [N, G, D] added up by code: [G, V, D] in the type computed in. Negative codes add nothing.
+  // The bits depend on the arguments alone.
+  at::Tensor (*sum_by_code)(const at::Tensor& rows, const at::Tensor& codes, int64_t classes);
+  // gumbel_softmax_hard_backward, or gumbel_softmax_backward if `from_y`, into `grad_logits`;
+  // returns the gradient of tau.
+  at::Tensor (*backward_into)(bool from_y, const at::Tensor& grad, const at::Tensor& logits_or_y,
+                              const at::Tensor& index, double tau, const OptionalTensor& tau_tensor,
+                              int64_t dim, const OptionalTensor& mask, const at::Tensor& rng_state,
+                              bool tau_grad, at::OptionalSymIntArrayRef positions,
+                              const at::Tensor& grad_logits);
+  // The type that products with the codebook are taken in.
+  at::ScalarType (*product_type)(at::ScalarType logits, at::ScalarType codebook);
+  // Elements of logits in a tile.
+  int64_t tile;
+};
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lookup(
+    const LookupKernels& kernels, const at::Tensor& logits, const at::Tensor& weight, double tau,
+    const OptionalTensor& tau_tensor, bool hard, int64_t dim, const OptionalTensor& mask,
+    const std::optional<at::Generator>& generator, const OptionalTensor& rng_state,
+    at::OptionalSymIntArrayRef positions);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lookup_backward(
+    const LookupKernels& kernels, const at::Tensor& grad, const at::Tensor& logits,
+    const at::Tensor& weight, const at::Tensor& index, double tau, const OptionalTensor& tau_tensor,
+    bool hard, int64_t dim, const OptionalTensor& mask, const at::Tensor& rng_state,
+    bool logits_grad, bool weight_grad, bool tau_grad, at::OptionalSymIntArrayRef positions);
+
+}  // namespace gumbel_ext
