@@ -195,6 +195,15 @@ int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor&
   return dim;
 }
 
+void check_conditional_draws(const char* op, int64_t k) {
+  TORCH_CHECK_VALUE(k >= 1, op, ": k must be at least 1, got ", k);
+}
+
+void check_gap(const char* op, std::optional<double> gap) {
+  TORCH_CHECK_VALUE(!gap || (std::isfinite(*gap) && *gap > 0), op,
+                    ": gap must be positive and finite, or None, got ", *gap);
+}
+
 int64_t check_log_backward(const char* op, const at::Tensor& grad, const at::Tensor& log_y,
                            double tau, const OptionalTensor& tau_tensor, int64_t dim) {
   check_logits(op, grad);

@@ -58,6 +58,10 @@ int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor&
                        int64_t dim, const OptionalTensor& mask, const OptionalTensor& rng_state,
                        at::OptionalSymIntArrayRef positions);
 
+// Those that the estimators have besides.
+void check_conditional_draws(const char* op, int64_t k);
+void check_gap(const char* op, std::optional<double> gap);
+
 // That of the log-space sample: log_y is of the dtype that grad is computed in.
 int64_t check_log_backward(const char* op, const at::Tensor& grad, const at::Tensor& log_y,
                            double tau, const OptionalTensor& tau_tensor, int64_t dim);

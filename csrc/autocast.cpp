@@ -32,6 +32,45 @@ std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_autocast_cuda(
                             tau_tensor, dim, mask, generator, rng_state, positions);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_rao_autocast_cuda(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t k, int64_t dim,
+    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
+    const OptionalTensor& rng_state) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  return gumbel_rao(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau, tau_tensor, k,
+                    dim, mask, return_index, generator, rng_state);
+}
+
+std::tuple<at::Tensor, at::Tensor> zgr_autocast_cuda(const at::Tensor& logits, int64_t dim,
+                                                     const OptionalTensor& mask, bool return_index,
+                                                     std::optional<at::Generator> generator,
+                                                     const OptionalTensor& rng_state,
+                                                     at::OptionalSymIntArrayRef positions) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  return zgr(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), dim, mask, return_index,
+             generator, rng_state, positions);
+}
+
+std::tuple<at::Tensor, at::Tensor> reinmax_autocast_cuda(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t dim,
+    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
+    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  return reinmax(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau, tau_tensor, dim,
+                 mask, return_index, generator, rng_state, positions);
+}
+
+std::tuple<at::Tensor, at::Tensor> gapped_straight_through_autocast_cuda(
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor,
+    std::optional<double> gap, int64_t dim, const OptionalTensor& mask, bool return_index,
+    std::optional<at::Generator> generator, const OptionalTensor& rng_state,
+    at::OptionalSymIntArrayRef positions) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  return gapped_straight_through(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau,
+                                 tau_tensor, gap, dim, mask, return_index, generator, rng_state,
+                                 positions);
+}
+
 std::tuple<at::Tensor, at::Tensor> straight_through_softmax_autocast_cuda(
     const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t dim,
     const OptionalTensor& mask, bool return_index) {
@@ -46,5 +85,9 @@ std::tuple<at::Tensor, at::Tensor> straight_through_softmax_autocast_cuda(
 TORCH_LIBRARY_IMPL(gumbel_ext, AutocastCUDA, m) {
   m.impl("gumbel_softmax", &gumbel_ext::gumbel_softmax_autocast_cuda);
   m.impl("gumbel_log_softmax", &gumbel_ext::gumbel_log_softmax_autocast_cuda);
+  m.impl("gumbel_rao", &gumbel_ext::gumbel_rao_autocast_cuda);
+  m.impl("zgr", &gumbel_ext::zgr_autocast_cuda);
+  m.impl("reinmax", &gumbel_ext::reinmax_autocast_cuda);
+  m.impl("gapped_straight_through", &gumbel_ext::gapped_straight_through_autocast_cuda);
   m.impl("straight_through_softmax", &gumbel_ext::straight_through_softmax_autocast_cuda);
 }

@@ -125,4 +125,60 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> concrete_log_prob_backward(
     const std::optional<at::Tensor>& tau_tensor, int64_t dim, bool log_space, bool value_grad,
     bool logits_grad, bool tau_grad);
 
+// The hard sample of gumbel_softmax, bit for bit that of the same state, with other gradients
+// (docs/estimators.md); tau receives none. Each returns y and its index as gumbel_softmax does.
+//
+// Gumbel-Rao: the straight-through gradient averaged over k draws of the noise given the sample.
+// Paulus, Maddison, Krause, arXiv 2010.04838. Also returns the rng_state that was used.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_rao(
+    const at::Tensor& logits, double tau = 1.0,
+    const std::optional<at::Tensor>& tau_tensor = std::nullopt, int64_t k = 10, int64_t dim = -1,
+    const std::optional<at::Tensor>& mask = std::nullopt, bool return_index = false,
+    std::optional<at::Generator> generator = std::nullopt,
+    const std::optional<at::Tensor>& rng_state = std::nullopt);
+
+// Its limit for tau -> 0. Shekhovtsov, ICML 2023.
+std::tuple<at::Tensor, at::Tensor> zgr(const at::Tensor& logits, int64_t dim = -1,
+                                       const std::optional<at::Tensor>& mask = std::nullopt,
+                                       bool return_index = false,
+                                       std::optional<at::Generator> generator = std::nullopt,
+                                       const std::optional<at::Tensor>& rng_state = std::nullopt,
+                                       at::OptionalSymIntArrayRef positions = std::nullopt);
+
+// ReinMax: exact to second order. Liu et al., arXiv 2304.08612.
+std::tuple<at::Tensor, at::Tensor> reinmax(
+    const at::Tensor& logits, double tau = 1.0,
+    const std::optional<at::Tensor>& tau_tensor = std::nullopt, int64_t dim = -1,
+    const std::optional<at::Tensor>& mask = std::nullopt, bool return_index = false,
+    std::optional<at::Generator> generator = std::nullopt,
+    const std::optional<at::Tensor>& rng_state = std::nullopt,
+    at::OptionalSymIntArrayRef positions = std::nullopt);
+
+// Gapped straight-through; without a gap, that of the probability p of the sample, -log(1 - p) / p.
+// Fan et al., arXiv 2206.07235.
+std::tuple<at::Tensor, at::Tensor> gapped_straight_through(
+    const at::Tensor& logits, double tau = 1.0,
+    const std::optional<at::Tensor>& tau_tensor = std::nullopt, std::optional<double> gap = 1.0,
+    int64_t dim = -1, const std::optional<at::Tensor>& mask = std::nullopt,
+    bool return_index = false, std::optional<at::Generator> generator = std::nullopt,
+    const std::optional<at::Tensor>& rng_state = std::nullopt,
+    at::OptionalSymIntArrayRef positions = std::nullopt);
+
+// Their backward ops.
+at::Tensor gumbel_rao_backward(const at::Tensor& grad, const at::Tensor& logits,
+                               const at::Tensor& index, double tau,
+                               const std::optional<at::Tensor>& tau_tensor, int64_t k, int64_t dim,
+                               const std::optional<at::Tensor>& mask, const at::Tensor& rng_state);
+at::Tensor zgr_backward(const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index,
+                        int64_t dim, const std::optional<at::Tensor>& mask);
+at::Tensor reinmax_backward(const at::Tensor& grad, const at::Tensor& logits,
+                            const at::Tensor& index, double tau,
+                            const std::optional<at::Tensor>& tau_tensor, int64_t dim,
+                            const std::optional<at::Tensor>& mask);
+at::Tensor gapped_straight_through_backward(const at::Tensor& grad, const at::Tensor& logits,
+                                            const at::Tensor& index, double tau,
+                                            const std::optional<at::Tensor>& tau_tensor,
+                                            std::optional<double> gap, int64_t dim,
+                                            const std::optional<at::Tensor>& mask);
+
 }  // namespace gumbel_ext

@@ -108,6 +108,46 @@ TORCH_LIBRARY(gumbel_ext, m) {
       "Tensor? tau_tensor, int dim, Tensor? mask, bool tau_grad) -> (Tensor grad_logits, Tensor "
       "grad_tau)",
       deterministic);
+  // Estimators of the straight-through family: the hard sample of gumbel_softmax with other
+  // gradients. Each backward is a symmetric matrix of the row times grad. Conditional draw number n
+  // of gumbel_rao_backward has the noise positions (1 + n) * numel + row * classes + class, rows
+  // counted with dim moved last.
+  m.def(
+      "gumbel_rao(Tensor logits, float tau, Tensor? tau_tensor, int k, int dim, Tensor? mask, bool "
+      "return_index, Generator? generator, Tensor? rng_state) -> (Tensor y, Tensor index, Tensor "
+      "used_rng_state)",
+      random);
+  m.def(
+      "gumbel_rao_backward(Tensor grad, Tensor logits, Tensor index, float tau, Tensor? "
+      "tau_tensor, int k, int dim, Tensor? mask, Tensor rng_state) -> Tensor grad_logits",
+      deterministic);
+  m.def(
+      "zgr(Tensor logits, int dim, Tensor? mask, bool return_index, Generator? generator, Tensor? "
+      "rng_state, SymInt[]? positions=None) -> (Tensor y, Tensor index)",
+      random);
+  m.def(
+      "zgr_backward(Tensor grad, Tensor logits, Tensor index, int dim, Tensor? mask) -> Tensor "
+      "grad_logits",
+      deterministic);
+  m.def(
+      "reinmax(Tensor logits, float tau, Tensor? tau_tensor, int dim, Tensor? mask, bool "
+      "return_index, Generator? generator, Tensor? rng_state, SymInt[]? positions=None) -> (Tensor "
+      "y, Tensor index)",
+      random);
+  m.def(
+      "reinmax_backward(Tensor grad, Tensor logits, Tensor index, float tau, Tensor? tau_tensor, "
+      "int dim, Tensor? mask) -> Tensor grad_logits",
+      deterministic);
+  m.def(
+      "gapped_straight_through(Tensor logits, float tau, Tensor? tau_tensor, float? gap, int dim, "
+      "Tensor? mask, bool return_index, Generator? generator, Tensor? rng_state, SymInt[]? "
+      "positions=None) -> (Tensor y, Tensor index)",
+      random);
+  m.def(
+      "gapped_straight_through_backward(Tensor grad, Tensor logits, Tensor index, float tau, "
+      "Tensor? tau_tensor, float? gap, int dim, Tensor? mask) -> Tensor grad_logits",
+      deterministic);
+
   m.def(
       "soft_argmax(Tensor logits, float beta, Tensor? beta_tensor, int dim, Tensor positions) -> "
       "(Tensor expected, Tensor row_state)",
