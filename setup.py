@@ -105,6 +105,7 @@ SOURCES = [
     "csrc/cpu/concrete_cpu.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/embedding_cpu.cpp",
+    "csrc/cpu/estimators_cpu.cpp",
     "csrc/cpu/gumbel_softmax_cpu.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",

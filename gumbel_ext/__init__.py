@@ -15,19 +15,23 @@ __all__ = [
     "concrete_log_prob",
     "decoupled_gumbel_softmax",
     "draw_rng_state",
+    "gapped_straight_through",
     "gumbel_argmax",
     "gumbel_embedding",
     "gumbel_log_softmax",
     "gumbel_noise",
+    "gumbel_rao",
     "gumbel_softmax",
     "gumbel_topk",
     "logistic_noise",
     "patch_torch",
+    "reinmax",
     "relaxed_topk",
     "replay_generators",
     "soft_argmax",
     "soft_argmax_2d",
     "straight_through_softmax",
+    "zgr",
 ]
 
 try:
@@ -45,6 +49,7 @@ else:
     from gumbel_ext.concrete import concrete_log_prob, gumbel_log_softmax
     from gumbel_ext.deterministic import soft_argmax, soft_argmax_2d, straight_through_softmax
     from gumbel_ext.embedding import gumbel_embedding
+    from gumbel_ext.estimators import gapped_straight_through, gumbel_rao, reinmax, zgr
     from gumbel_ext.functional import draw_rng_state, gumbel_argmax, gumbel_noise, gumbel_softmax
     from gumbel_ext.patch import PatchHandle, patch_torch
     from gumbel_ext.temperature import decoupled_gumbel_softmax

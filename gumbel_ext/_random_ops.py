@@ -38,13 +38,17 @@ def _add_to(module: ModuleType) -> None:
         ops = torch.ops.gumbel_ext
         random_ops += [
             ops.binary_concrete,
+            ops.gapped_straight_through,
             ops.gumbel_argmax,
             ops.gumbel_embedding,
             ops.gumbel_log_softmax,
             ops.gumbel_noise,
+            ops.gumbel_rao,
             ops.gumbel_softmax,
             ops.gumbel_topk,
             ops.logistic_noise,
+            ops.reinmax,
+            ops.zgr,
         ]
 
 

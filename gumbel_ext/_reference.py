@@ -680,3 +680,116 @@ def gumbel_embedding(
     out = torch.cat([o for o, _ in parts], dim)
     indices = [index for _, index in parts]
     return out, torch.stack(indices, dim) if weight.dim() == 3 else indices[0]
+
+
+# ---- estimators: hard samples with a gradient of their own ---------------------------------------
+
+
+def _one_hot_with_gradient_of(surrogate: Tensor, index: Tensor, dim: int, logits: Tensor) -> Tensor:
+    """The sample of this index, with the derivatives of ``surrogate``, whose classes are last."""
+    allowed = (index >= 0).unsqueeze(-1)
+    nothing = (surrogate - surrogate.detach()).masked_fill(~allowed, 0)
+    one_hot = torch.zeros_like(surrogate).scatter(-1, index.clamp(min=0).unsqueeze(-1), 1.0)
+    y = one_hot * allowed + nothing
+    return y.squeeze(0) if logits.dim() == 0 else y.movedim(-1, dim)
+
+
+def _classes_last(
+    logits: Tensor, dim: int, mask: Tensor | None, tau: float | Tensor = 1.0
+) -> tuple[Tensor, float | Tensor]:
+    """Logits with -inf where the mask forbids, but for rows without any class; temperatures."""
+    scores = logits.unsqueeze(0) if logits.dim() == 0 else logits.movedim(dim, -1)
+    if mask is not None:
+        allowed = mask.expand(logits.shape)
+        allowed = allowed.unsqueeze(0) if logits.dim() == 0 else allowed.movedim(dim, -1)
+        some = allowed.any(-1, keepdim=True)
+        scores = scores.masked_fill(~allowed & some, -torch.inf)
+    if isinstance(tau, Tensor) and tau.dim() > 0:
+        tau = tau.expand([1 if d == dim % logits.dim() else n for d, n in enumerate(logits.shape)])
+        tau = tau.movedim(dim, -1)
+    return scores, tau
+
+
+def gumbel_rao(
+    logits: Tensor,
+    index: Tensor,
+    tau: float | Tensor,
+    k: int,
+    rng_state: Tensor,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The one-hot vector of ``index`` with the Gumbel-Rao gradient (arXiv 2010.04838).
+
+    The mean over ``k`` draws of ``softmax((l + (phi - l)) / tau)``, ``phi - l`` a constant, with
+    ``phi`` the noisy logits given that ``index`` is the largest.
+    """
+    x, tau = _classes_last(logits, dim, mask, tau)
+    fixed = x.detach()
+    total = fixed.logsumexp(-1, keepdim=True)
+    chosen = index.clamp(min=0).unsqueeze(-1)
+    place = torch.arange(k * x.numel()).reshape(k, *x.shape) + x.numel()
+    log_e = exponential(*random_words(place, rng_state)).log()
+    of_index = log_e.gather(-1, chosen.expand(k, *chosen.shape))
+    phi = total - torch.logaddexp(log_e - (fixed - total), of_index)
+    phi = phi.scatter(-1, chosen.expand(k, *chosen.shape), total - of_index)
+    constant = torch.where(fixed == -torch.inf, 0.0, phi - fixed)
+    surrogate = ((x + constant) / tau).softmax(-1).mean(0)
+    return _one_hot_with_gradient_of(surrogate, index, dim, logits)
+
+
+def zgr(logits: Tensor, index: Tensor, dim: int = -1, *, mask: Tensor | None = None) -> Tensor:
+    """Half straight-through, half DARN: Shekhovtsov, ICML 2023.
+
+    DARN's gradient is ``g . (y - p)`` times that of ``log p_i``: the derivative of ``(y - p) log
+    p_i`` with the factor held constant.
+    """
+    x, _ = _classes_last(logits, dim, mask)
+    p = x.softmax(-1)
+    chosen = index.clamp(min=0).unsqueeze(-1)
+    one_hot = torch.zeros_like(p).scatter(-1, chosen, 1.0)
+    darn = (one_hot - p).detach() * x.log_softmax(-1).gather(-1, chosen)
+    return _one_hot_with_gradient_of((p + darn) / 2, index, dim, logits)
+
+
+def reinmax(
+    logits: Tensor,
+    index: Tensor,
+    tau: float | Tensor,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Liu et al., arXiv 2304.08612, in their own steps with stop-gradients."""
+    x, tau = _classes_last(logits, dim, mask, tau)
+    chosen = index.clamp(min=0).unsqueeze(-1)
+    p = x.softmax(-1)
+    half = (torch.zeros_like(p).scatter(-1, chosen, 1.0) + (x / tau).softmax(-1)) / 2
+    constant = torch.where(x == -torch.inf, 0.0, half.log() - x).detach()
+    middle = (x + constant).softmax(-1)
+    return _one_hot_with_gradient_of(2 * middle - p / 2, index, dim, logits)
+
+
+def gapped_straight_through(
+    logits: Tensor,
+    index: Tensor,
+    tau: float | Tensor,
+    gap: float | None,
+    dim: int = -1,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Fan et al., arXiv 2206.07235: GST-gap, or GST-p without a gap."""
+    x, tau = _classes_last(logits, dim, mask, tau)
+    fixed = x.detach()
+    chosen = index.clamp(min=0).unsqueeze(-1)
+    top = fixed.amax(-1, keepdim=True)
+    if gap is None:
+        p = fixed.softmax(-1).gather(-1, chosen) * (1 - 1e-5)
+        distance: float | Tensor = -torch.log1p(-p) / p
+    else:
+        distance = gap
+    moved = torch.minimum(fixed, top - distance).scatter(-1, chosen, top)
+    constant = torch.where(fixed == -torch.inf, 0.0, moved - fixed)
+    return _one_hot_with_gradient_of(((x + constant) / tau).softmax(-1), index, dim, logits)

@@ -3,108 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
+from gumbel_ext._arguments import check_count
 from gumbel_ext.deterministic import straight_through_softmax
+from gumbel_ext.estimators import gapped_straight_through, gumbel_rao, reinmax, zgr
 from gumbel_ext.functional import gumbel_softmax
 from gumbel_ext.temperature import TemperatureSchedule
 from gumbel_ext.vector_quantizer import GumbelVectorQuantizer, QuantizedVectors
 
-__all__ = ["GumbelSoftmax", "GumbelVectorQuantizer", "QuantizedVectors"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "ZGR",
+    "GappedStraightThrough",
+    "GumbelRao",
+    "GumbelSoftmax",
+    "GumbelVectorQuantizer",
+    "QuantizedVectors",
+    "ReinMax",
+]
 
 EvalMode: TypeAlias = Literal["argmax", "softmax", "sample"]
 _EVAL_MODES = ("argmax", "softmax", "sample")
 
 
-class GumbelSoftmax(nn.Module):
-    r"""Samples from the Gumbel-softmax distribution in training; as chosen in evaluation.
+class _Sampler(nn.Module):
+    """Samples in training; in evaluation what ``eval_mode`` says."""
 
-    In ``train()`` this is :func:`gumbel_ext.gumbel_softmax`. In ``eval()``, by ``eval_mode``:
-
-    - ``"argmax"``: the one-hot vector of the largest logit, the mode of the distribution
-      (:func:`gumbel_ext.straight_through_softmax`, which has a gradient);
-    - ``"softmax"``: the class probabilities :math:`\operatorname{softmax}(l)`, the mean of hard
-      samples, at any temperature;
-    - ``"sample"``: samples, as in training.
-
-    The state of the module has one entry ``tau``, the temperature, so that a checkpoint restores an
-    annealed one; a module that makes the temperature has its own entries instead.
-
-    Args:
-        tau: the temperature, > 0 and finite. A number becomes the buffer ``tau``, float64 whatever
-            the dtype of the module: write it in place (``module.tau.fill_(0.5)``) to anneal. A
-            :class:`gumbel_ext.temperature.TemperatureSchedule` is read at every call; step it
-            outside, and keep its own state in the checkpoint too, where it says how to go on. A
-            module such as :class:`gumbel_ext.temperature.LearnableTemperature`, or any callable,
-            is called without arguments and returns a tensor. None of these is compiled anew when
-            the temperature changes.
-        hard: whether samples are one-hot, with the straight-through gradient.
-        dim: dimension of the classes.
-        eval_mode: ``"argmax"``, ``"softmax"`` or ``"sample"``.
-
-    Raises:
-        TypeError: ``tau`` is neither a number, a schedule nor callable, or ``dim`` is not an int.
-        ValueError: ``tau`` is not positive and finite, or ``eval_mode`` is none of the three.
-
-    Example:
-        >>> gate = GumbelSoftmax(tau=0.7, hard=True)
-        >>> gate(torch.randn(4, 3)).sum(-1)
-        tensor([1., 1., 1., 1.])
-        >>> gate.eval()(torch.tensor([0.1, 2.0, -1.0]))
-        tensor([0., 1., 0.])
-    """
-
-    tau: Any  # a buffer, a schedule, a module or another callable
-    hard: bool
     dim: int
     eval_mode: EvalMode
 
-    def __init__(
-        self,
-        tau: float | TemperatureSchedule | Callable[[], Tensor] = 1.0,
-        hard: bool = False,
-        dim: int = -1,
-        eval_mode: EvalMode = "argmax",
-    ) -> None:
+    def __init__(self, dim: int, eval_mode: EvalMode) -> None:
         super().__init__()
+        name = type(self).__name__
         if not isinstance(dim, int):
-            raise TypeError(f"GumbelSoftmax: dim must be an int, got {dim!r}")
+            raise TypeError(f"{name}: dim must be an int, got {dim!r}")
         if eval_mode not in _EVAL_MODES:
-            raise ValueError(
-                f"GumbelSoftmax: eval_mode must be one of {_EVAL_MODES}, got {eval_mode!r}"
-            )
-        if isinstance(tau, TemperatureSchedule) or callable(tau):
-            self.tau = tau
-        elif isinstance(tau, bool) or not isinstance(tau, (int, float)):
-            raise TypeError(
-                "GumbelSoftmax: tau must be a number, a TemperatureSchedule or a callable, got "
-                f"{tau!r} of type {type(tau).__name__}"
-            )
-        elif not 0 < tau < float("inf"):
-            raise ValueError(f"GumbelSoftmax: tau must be positive and finite, got {tau}")
-        else:
-            self.register_buffer("tau", torch.tensor(tau, dtype=torch.float64))
-        self.hard = hard
+            raise ValueError(f"{name}: eval_mode must be one of {_EVAL_MODES}, got {eval_mode!r}")
         self.dim = dim
         self.eval_mode = eval_mode
 
     def temperature(self) -> float | Tensor:
         """The temperature of the next call."""
-        constant = not torch.compiler.is_compiling()
-        if isinstance(self.tau, TemperatureSchedule):
-            return self.tau.tau if constant else self.tau.tensor
-        if not isinstance(self.tau, Tensor):
-            made: Tensor = self.tau()
-            return made
-        # A number is cheaper for the operators than a tensor of one.
-        plain = type(self.tau) is Tensor and self.tau.device.type == "cpu"
-        differentiated = self.tau.requires_grad or torch._C._are_functorch_transforms_active()
-        if constant and plain and not differentiated:
-            return self.tau.item()
-        return self.tau
+        return 1.0
+
+    def _sample(
+        self,
+        logits: Tensor,
+        mask: Tensor | None,
+        return_index: bool,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        raise NotImplementedError
 
     @overload
     def forward(
@@ -157,16 +113,7 @@ class GumbelSoftmax(nn.Module):
             TypeError, ValueError, IndexError, RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
         """
         if self.training or self.eval_mode == "sample":
-            return gumbel_softmax(
-                logits,
-                self.temperature(),
-                self.hard,
-                dim=self.dim,
-                mask=mask,
-                return_index=return_index,
-                generator=generator,
-                rng_state=rng_state,
-            )
+            return self._sample(logits, mask, return_index, generator, rng_state)
         if self.eval_mode == "argmax":
             return straight_through_softmax(
                 logits, self.temperature(), self.dim, mask=mask, return_index=return_index
@@ -184,16 +131,63 @@ class GumbelSoftmax(nn.Module):
             logits.detach(), dim=self.dim, mask=mask, return_index=True
         )[1]
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, eval_mode={self.eval_mode!r}"
+
+
+class _TemperedSampler(_Sampler):
+    """One with a temperature, which is part of its state."""
+
+    tau: Any  # a buffer, a schedule, a module or another callable
+
+    def __init__(
+        self,
+        tau: float | TemperatureSchedule | Callable[[], Tensor],
+        dim: int,
+        eval_mode: EvalMode,
+    ) -> None:
+        super().__init__(dim, eval_mode)
+        name = type(self).__name__
+        if isinstance(tau, TemperatureSchedule) or callable(tau):
+            self.tau = tau
+        elif isinstance(tau, bool) or not isinstance(tau, (int, float)):
+            raise TypeError(
+                f"{name}: tau must be a number, a TemperatureSchedule or a callable, got {tau!r} "
+                f"of type {type(tau).__name__}"
+            )
+        elif not 0 < tau < float("inf"):
+            raise ValueError(f"{name}: tau must be positive and finite, got {tau}")
+        else:
+            self.register_buffer("tau", torch.tensor(tau, dtype=torch.float64))
+
+    def temperature(self) -> float | Tensor:
+        """The temperature of the next call."""
+        constant = not torch.compiler.is_compiling()
+        if isinstance(self.tau, TemperatureSchedule):
+            return self.tau.tau if constant else self.tau.tensor
+        if not isinstance(self.tau, Tensor):
+            made: Tensor = self.tau()
+            return made
+        # A number is cheaper for the operators than a tensor of one.
+        plain = type(self.tau) is Tensor and self.tau.device.type == "cpu"
+        differentiated = self.tau.requires_grad or torch._C._are_functorch_transforms_active()
+        if constant and plain and not differentiated:
+            return self.tau.item()
+        return self.tau
+
+    def _own_repr(self) -> str:
+        return ""
+
+    def extra_repr(self) -> str:
         if isinstance(self.tau, Tensor):
             tau = f"tau={self.tau.item():g}, "
         elif isinstance(self.tau, TemperatureSchedule):
             tau = f"tau={self.tau!r}, "
         else:
             tau = "" if isinstance(self.tau, nn.Module) else f"tau={self.tau!r}, "
-        return f"{tau}hard={self.hard}, dim={self.dim}, eval_mode={self.eval_mode!r}"
+        return f"{tau}{self._own_repr()}{super().extra_repr()}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GumbelSoftmax:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self._buffers.get("tau")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self._buffers.get("tau")
@@ -237,3 +231,257 @@ class GumbelSoftmax(nn.Module):
                 unexpected_keys.remove(key)
         elif strict:
             missing_keys.append(key)
+
+
+class GumbelSoftmax(_TemperedSampler):
+    r"""Samples from the Gumbel-softmax distribution in training; as chosen in evaluation.
+
+    In ``train()`` this is :func:`gumbel_ext.gumbel_softmax`. In ``eval()``, by ``eval_mode``:
+
+    - ``"argmax"``: the one-hot vector of the largest logit, the mode of the distribution
+      (:func:`gumbel_ext.straight_through_softmax`, which has a gradient);
+    - ``"softmax"``: the class probabilities :math:`\operatorname{softmax}(l)`, the mean of hard
+      samples, at any temperature;
+    - ``"sample"``: samples, as in training.
+
+    The state of the module has one entry ``tau``, the temperature, so that a checkpoint restores an
+    annealed one; a module that makes the temperature has its own entries instead.
+
+    Args:
+        tau: the temperature, > 0 and finite. A number becomes the buffer ``tau``, float64 whatever
+            the dtype of the module: write it in place (``module.tau.fill_(0.5)``) to anneal. A
+            :class:`gumbel_ext.temperature.TemperatureSchedule` is read at every call; step it
+            outside, and keep its own state in the checkpoint too, where it says how to go on. A
+            module such as :class:`gumbel_ext.temperature.LearnableTemperature`, or any callable,
+            is called without arguments and returns a tensor. None of these is compiled anew when
+            the temperature changes.
+        hard: whether samples are one-hot, with the straight-through gradient.
+        dim: dimension of the classes.
+        eval_mode: ``"argmax"``, ``"softmax"`` or ``"sample"``.
+
+    Raises:
+        TypeError: ``tau`` is neither a number, a schedule nor callable, or ``dim`` is not an int.
+        ValueError: ``tau`` is not positive and finite, or ``eval_mode`` is none of the three.
+
+    Example:
+        >>> gate = GumbelSoftmax(tau=0.7, hard=True)
+        >>> gate(torch.randn(4, 3)).sum(-1)
+        tensor([1., 1., 1., 1.])
+        >>> gate.eval()(torch.tensor([0.1, 2.0, -1.0]))
+        tensor([0., 1., 0.])
+    """
+
+    hard: bool
+
+    def __init__(
+        self,
+        tau: float | TemperatureSchedule | Callable[[], Tensor] = 1.0,
+        hard: bool = False,
+        dim: int = -1,
+        eval_mode: EvalMode = "argmax",
+    ) -> None:
+        super().__init__(tau, dim, eval_mode)
+        self.hard = hard
+
+    def _sample(
+        self,
+        logits: Tensor,
+        mask: Tensor | None,
+        return_index: bool,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return gumbel_softmax(
+            logits,
+            self.temperature(),
+            self.hard,
+            dim=self.dim,
+            mask=mask,
+            return_index=return_index,
+            generator=generator,
+            rng_state=rng_state,
+        )
+
+    def _own_repr(self) -> str:
+        return f"hard={self.hard}, "
+
+
+class GumbelRao(_TemperedSampler):
+    """Hard samples with the Gumbel-Rao gradient (:func:`gumbel_ext.gumbel_rao`) in training.
+
+    Args:
+        tau: the temperature of the gradient, as in :class:`GumbelSoftmax`, but not one that is
+            learnt: the estimator has no gradient of it.
+        k: the number of conditional draws, at least 1.
+        dim: dimension of the classes.
+        eval_mode: ``"argmax"``, ``"softmax"`` or ``"sample"``, as in :class:`GumbelSoftmax`.
+
+    Raises:
+        TypeError, ValueError: an argument is of a wrong type or out of its range.
+    """
+
+    k: int
+
+    def __init__(
+        self,
+        tau: float | TemperatureSchedule | Callable[[], Tensor] = 1.0,
+        k: int = 10,
+        dim: int = -1,
+        eval_mode: EvalMode = "argmax",
+    ) -> None:
+        super().__init__(tau, dim, eval_mode)
+        check_count("GumbelRao", "k", k, 1)
+        self.k = k
+
+    def _sample(
+        self,
+        logits: Tensor,
+        mask: Tensor | None,
+        return_index: bool,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return gumbel_rao(
+            logits,
+            self.temperature(),
+            self.k,
+            self.dim,
+            mask=mask,
+            return_index=return_index,
+            generator=generator,
+            rng_state=rng_state,
+        )
+
+    def _own_repr(self) -> str:
+        return f"k={self.k}, "
+
+
+class ZGR(_Sampler):
+    """Hard samples with the ZGR gradient (:func:`gumbel_ext.zgr`) in training. Has no state.
+
+    Args:
+        dim: dimension of the classes.
+        eval_mode: ``"argmax"``, ``"softmax"`` or ``"sample"``, as in :class:`GumbelSoftmax`; the
+            gradient of ``"argmax"`` is that of temperature 1.
+
+    Raises:
+        TypeError, ValueError: an argument is of a wrong type or out of its range.
+    """
+
+    def __init__(self, dim: int = -1, eval_mode: EvalMode = "argmax") -> None:
+        super().__init__(dim, eval_mode)
+
+    def _sample(
+        self,
+        logits: Tensor,
+        mask: Tensor | None,
+        return_index: bool,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return zgr(
+            logits,
+            self.dim,
+            mask=mask,
+            return_index=return_index,
+            generator=generator,
+            rng_state=rng_state,
+        )
+
+
+class ReinMax(_TemperedSampler):
+    """Hard samples with the ReinMax gradient (:func:`gumbel_ext.reinmax`) in training.
+
+    Args:
+        tau: the temperature of the gradient, as in :class:`GumbelSoftmax`, but not one that is
+            learnt: the estimator has no gradient of it.
+        dim: dimension of the classes.
+        eval_mode: ``"argmax"``, ``"softmax"`` or ``"sample"``, as in :class:`GumbelSoftmax`.
+
+    Raises:
+        TypeError, ValueError: an argument is of a wrong type or out of its range.
+    """
+
+    def __init__(
+        self,
+        tau: float | TemperatureSchedule | Callable[[], Tensor] = 1.0,
+        dim: int = -1,
+        eval_mode: EvalMode = "argmax",
+    ) -> None:
+        super().__init__(tau, dim, eval_mode)
+
+    def _sample(
+        self,
+        logits: Tensor,
+        mask: Tensor | None,
+        return_index: bool,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return reinmax(
+            logits,
+            self.temperature(),
+            self.dim,
+            mask=mask,
+            return_index=return_index,
+            generator=generator,
+            rng_state=rng_state,
+        )
+
+
+class GappedStraightThrough(_TemperedSampler):
+    """Hard samples with the gapped straight-through gradient in training.
+
+    See :func:`gumbel_ext.gapped_straight_through`.
+
+    Args:
+        tau: the temperature of the gradient, as in :class:`GumbelSoftmax`, but not one that is
+            learnt: the estimator has no gradient of it.
+        gap: a number > 0, or None for the one that goes with the probability of the sample.
+        dim: dimension of the classes.
+        eval_mode: ``"argmax"``, ``"softmax"`` or ``"sample"``, as in :class:`GumbelSoftmax`.
+
+    Raises:
+        TypeError, ValueError: an argument is of a wrong type or out of its range.
+    """
+
+    gap: float | None
+
+    def __init__(
+        self,
+        tau: float | TemperatureSchedule | Callable[[], Tensor] = 1.0,
+        gap: float | None = 1.0,
+        dim: int = -1,
+        eval_mode: EvalMode = "argmax",
+    ) -> None:
+        super().__init__(tau, dim, eval_mode)
+        if gap is not None:
+            if isinstance(gap, bool) or not isinstance(gap, (int, float)):
+                raise TypeError(f"GappedStraightThrough: gap must be a number or None, got {gap!r}")
+            if not 0 < gap < float("inf"):
+                raise ValueError(
+                    f"GappedStraightThrough: gap must be positive and finite, got {gap}"
+                )
+        self.gap = gap
+
+    def _sample(
+        self,
+        logits: Tensor,
+        mask: Tensor | None,
+        return_index: bool,
+        generator: torch.Generator | None,
+        rng_state: Tensor | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return gapped_straight_through(
+            logits,
+            self.temperature(),
+            self.gap,
+            self.dim,
+            mask=mask,
+            return_index=return_index,
+            generator=generator,
+            rng_state=rng_state,
+        )
+
+    def _own_repr(self) -> str:
+        return f"gap={self.gap}, "

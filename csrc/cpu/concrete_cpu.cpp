@@ -1,78 +1,16 @@
 // Tensors -> rows of the log-space sample and of the density, shared among PyTorch's threads.
-#include <ATen/Parallel.h>
 #include <torch/library.h>
-
-#include <vector>
 
 #include "../concrete_density.h"
 #include "../gumbel_ext.h"
 #include "../row_tensors.h"
 #include "kernels.h"
+#include "rows_builder.h"
 #include "tensors.h"
 
 namespace gumbel_ext {
 namespace cpu {
 namespace {
-
-// Collects the operands of a RowShape, then merges the dimensions that rows are numbered over.
-class RowsBuilder {
- public:
-  // `rows`: of the shape that all operands have, classes last.
-  RowsBuilder(RowShape& shape, const at::Tensor& rows, at::ScalarType type, double tau)
-      : shape_(shape), sizes_(rows.sizes()) {
-    shape.type = element_type(type);
-    shape.classes = sizes_.back();
-    shape.rows = shape.classes == 0 ? 0 : rows.numel() / shape.classes;
-    shape.tau_value = tau;
-  }
-
-  // `tensor`: of that shape, or with one class.
-  void add(Operand& operand, const at::Tensor& tensor) {
-    kept_.push_back(tensor);
-    operand.data = const_cast<void*>(tensor.const_data_ptr());
-    add_strides(operand, kept_.back().strides(), tensor.is_contiguous());
-    operand.class_stride = tensor.size(-1) == 1 ? 1 : tensor.stride(-1);
-  }
-
-  // The strides of the row dimensions; what they point to must outlive this.
-  void add_strides(Strides& operand, at::IntArrayRef strides, bool contiguous) {
-    operand.contiguous = contiguous;
-    operands_.push_back(&operand);
-    strides_.push_back(strides);
-  }
-
-  void finish() {
-    int dims = 0;
-    for (size_t d = 0; d + 1 < sizes_.size(); ++d) {
-      if (sizes_[d] == 1) continue;
-      bool merges = dims > 0;
-      for (size_t i = 0; i < operands_.size() && merges; ++i) {
-        merges = operands_[i]->stride[dims - 1] == strides_[i][d] * sizes_[d];
-      }
-      if (merges) {
-        shape_.size[--dims] *= sizes_[d];
-      } else {
-        shape_.size[dims] = sizes_[d];
-      }
-      for (size_t i = 0; i < operands_.size(); ++i) operands_[i]->stride[dims] = strides_[i][d];
-      ++dims;
-    }
-    shape_.dims = dims;
-  }
-
-  template <class Run>
-  void run(Run run) {
-    finish();
-    at::parallel_for(0, shape_.rows, std::max<int64_t>(1, 8192 / shape_.classes), run);
-  }
-
- private:
-  RowShape& shape_;
-  at::IntArrayRef sizes_;
-  std::vector<at::Tensor> kept_;
-  std::vector<Strides*> operands_;
-  std::vector<at::IntArrayRef> strides_;
-};
 
 // ---- the log-space sample -----------------------------------------------------------------------
 

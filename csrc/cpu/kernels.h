@@ -34,6 +34,9 @@ struct KernelTable {
   void (*log_sample)(const LogSampleProblem& problem, std::int64_t begin, std::int64_t end);
   void (*log_gradient)(const LogGradientProblem& problem, std::int64_t begin, std::int64_t end);
   void (*density)(const DensityProblem& problem, std::int64_t begin, std::int64_t end);
+  // Rows [begin, end) of the gradient of an estimator in closed form, and of Gumbel-Rao.
+  void (*estimator)(const EstimatorProblem& problem, std::int64_t begin, std::int64_t end);
+  void (*gumbel_rao)(const EstimatorProblem& problem, std::int64_t begin, std::int64_t end);
   // Noise of positions first, first + 1, ...
   void (*noise)(ElementType type, std::uint64_t seed, std::uint64_t offset, std::uint64_t first,
                 std::int64_t count, void* out);

@@ -186,8 +186,13 @@ class VariateSpan<float, Law> {
     }
   }
 
-  // Those of 16 positions from n + at on.
+  // Those of 16 positions from n + at on, or of fewer, and that of the first alone.
   GUMBEL_EXT_INLINE F32 at(std::int64_t at) const { return load(variate_ + skip_ + at); }
+  template <class F>
+  GUMBEL_EXT_INLINE F at_as(std::int64_t at) const {
+    return load_as<F>(variate_ + skip_ + at);
+  }
+  float one_at(std::int64_t at) const { return variate_[skip_ + at]; }
 
  private:
   int skip_ = 0;
@@ -208,6 +213,15 @@ class VariateSpan<double, Law> {
 
   GUMBEL_EXT_INLINE F64 at(std::int64_t at) const {
     return Law::of_words(load_real_words(high_ + skip_ + at), load_real_words(low_ + skip_ + at));
+  }
+  template <class F>
+  GUMBEL_EXT_INLINE F at_as(std::int64_t position) const {
+    return first_registers<F>(at(position));
+  }
+  double one_at(std::int64_t position) const {
+    double variates[kLanes];
+    store(variates, at(position));
+    return variates[0];
   }
 
  private:

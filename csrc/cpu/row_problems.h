@@ -1,5 +1,5 @@
-// What the kernels of the log-space sample and of the density are told: rows whose operands may lie
-// anywhere, stride 0 included, and results whose rows follow each other.
+// What the kernels of the log-space sample, of the density and of the estimators are told: rows
+// whose operands may lie anywhere, stride 0 included, and results whose rows follow each other.
 #pragma once
 
 #include "problem.h"
@@ -55,6 +55,21 @@ struct DensityProblem : RowShape {
   void* grad_logits;  // optional
   void* grad_tau;     // [rows] of the type computed in, optional
   bool wide_grad_value, wide_grad_logits;
+};
+
+// The gradient of a hard sample by one of the estimators.
+enum class EstimatorKind { kZgr, kReinMax, kGapped };
+
+struct EstimatorProblem : RowShape {
+  Operand grad, logits;
+  Operand mask;               // bytes, optional
+  const std::int64_t* index;  // [rows]
+  void* grad_logits;
+  EstimatorKind kind;
+  double gap;  // of the gapped straight-through; 0: that of the probability of the sample
+  // Of Gumbel-Rao: conditional draws, and the noise they are made of.
+  std::int64_t draws;
+  std::uint64_t seed, offset_of_state;
 };
 
 }  // namespace cpu

@@ -209,6 +209,12 @@ struct HalfOf<Pack<Reg, count>> {
   using type = Pack<Reg, (count > 1 ? count / 2 : 1)>;
 };
 
+// The first lanes of a vector: those that a smaller one has.
+template <class Small, class Reg, int count>
+GUMBEL_EXT_INLINE Small first_registers(const Pack<Reg, count>& a) {
+  return GUMBEL_EXT_EACH(Small, a.r[i]);
+}
+
 GUMBEL_EXT_INLINE U32 load_words(const std::uint32_t* p) {
   return GUMBEL_EXT_EACH(U32, RegU32::load(p + i * RegU32::lanes));
 }
