@@ -67,6 +67,17 @@ def relative_results(logits, dim, state, grad):
     add(lambda x, t: gumbel_ext.gumbel_log_softmax(x, t, dim, rng_state=state), logits, tau)
     add(lambda x, t: gumbel_ext.straight_through_softmax(x, t, dim), logits, tau)
     add(lambda x, b: gumbel_ext.soft_argmax(x, b, dim), logits, tau)
+    fixed = tau.detach()
+    add(lambda x: gumbel_ext.gumbel_rao(x, fixed, 3, dim, rng_state=state), logits)
+    add(lambda x: gumbel_ext.zgr(x, dim, rng_state=state), logits)
+    add(lambda x: gumbel_ext.reinmax(x, fixed, dim, rng_state=state), logits)
+    for gap in (1.0, None):
+        add(
+            lambda x, gap=gap: gumbel_ext.gapped_straight_through(
+                x, fixed, gap, dim, rng_state=state
+            ),
+            logits,
+        )
     for value, log_space in ((shares, False), (exponents, True)):
         add(
             lambda v, x, t, log_space=log_space: gumbel_ext.concrete_log_prob(

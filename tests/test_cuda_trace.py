@@ -25,28 +25,36 @@ OP_NAMES = (
     "binary_concrete_backward",
     "concrete_log_prob",
     "concrete_log_prob_backward",
+    "gapped_straight_through_backward",
     "gumbel_argmax",
     "gumbel_log_softmax",
     "gumbel_log_softmax_backward",
     "gumbel_noise",
+    "gumbel_rao_backward",
     "gumbel_softmax",
     "gumbel_softmax_backward",
     "gumbel_softmax_hard_backward",
     "gumbel_topk",
     "logistic_noise",
     "noise_at",
+    "reinmax_backward",
     "soft_argmax",
     "soft_argmax_backward",
     "straight_through_softmax",
     "straight_through_softmax_backward",
+    "zgr_backward",
 )
 # In PyTorch's ops on every device but the CPU.
 COMPOSITE_NAMES = (
     "decoupled_gumbel_softmax",
     "dot_chunks",
     "exponentiate_chunks",
+    "gapped_straight_through",
     "gumbel_embedding",
     "gumbel_embedding_backward",
+    "gumbel_rao",
+    "reinmax",
+    "zgr",
 )
 CUDA_BUILD = _C.build_info()["cuda"]
 # A second GPU tells the device of the arguments from the default one; a real one must exist.

@@ -92,7 +92,6 @@ def _case(
 
 def _draw_of_the_core(shape: tuple[int, ...], quick: bool) -> FamilyCase:
     """What a sample and its gradient cost, beside which a conditional draw stands."""
-
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "gumbel_ext": lambda x: gumbel_ext.gumbel_softmax(x, 0.5, hard=True),
         "F.gumbel_softmax": lambda x: torch.nn.functional.gumbel_softmax(x, 0.5, hard=True),
