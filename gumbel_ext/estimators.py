@@ -23,9 +23,8 @@ from gumbel_ext import _functorch_estimators as _functorch_estimators  # torch.v
 from gumbel_ext._arguments import (
     check_count,
     check_dim,
+    check_local,
     check_optional,
-    check_tensor,
-    is_dtensor,
     split_tau,
     state_beside,
 )
@@ -52,11 +51,7 @@ def _checked_state(
     rng_state: Tensor | None,
 ) -> Tensor | None:
     """Checks what all four have in common; returns the state as the op reads it."""
-    if type(logits) is not Tensor and is_dtensor(logits):
-        raise NotImplementedError(
-            f"{function}: logits must not be a DTensor; gather the classes and take its to_local()"
-        )
-    check_tensor(function, "logits", logits)
+    check_local(function, "logits", logits)
     check_dim(function, dim)
     check_optional(function, mask, generator, rng_state, logits.device)
     return state_beside(rng_state, logits.device)
@@ -166,8 +161,7 @@ def gumbel_rao(
         ValueError: ``tau`` is not positive and finite, does not broadcast or requires a gradient,
             ``k`` is less than 1, ``mask`` does not broadcast, ``rng_state`` is not of shape
             ``[2]``, both ``generator`` and ``rng_state`` are given, or devices differ.
-        NotImplementedError: a second derivative in ``logits`` is asked for, or ``logits`` is a
-            DTensor.
+        NotImplementedError: a second derivative in ``logits`` is asked for.
         IndexError, RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
 
     Example:
@@ -278,8 +272,7 @@ def zgr(
         TypeError: ``logits``, ``mask``, ``rng_state`` or ``generator`` is of a wrong type or dtype.
         ValueError: ``mask`` does not broadcast, ``rng_state`` is not of shape ``[2]``, both
             ``generator`` and ``rng_state`` are given, or devices differ.
-        NotImplementedError: a second derivative in ``logits`` is asked for, or ``logits`` is a
-            DTensor.
+        NotImplementedError: a second derivative in ``logits`` is asked for.
         IndexError, RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
 
     Example:
@@ -392,8 +385,7 @@ def reinmax(
         ValueError: ``tau`` is not positive and finite, does not broadcast or requires a gradient,
             ``mask`` does not broadcast, ``rng_state`` is not of shape ``[2]``, both ``generator``
             and ``rng_state`` are given, or devices differ.
-        NotImplementedError: a second derivative in ``logits`` is asked for, or ``logits`` is a
-            DTensor.
+        NotImplementedError: a second derivative in ``logits`` is asked for.
         IndexError, RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
 
     Example:
@@ -515,8 +507,7 @@ def gapped_straight_through(
         ValueError: ``tau`` is not positive and finite, does not broadcast or requires a gradient,
             ``gap`` is not positive and finite, ``mask`` does not broadcast, ``rng_state`` is not of
             shape ``[2]``, both ``generator`` and ``rng_state`` are given, or devices differ.
-        NotImplementedError: a second derivative in ``logits`` is asked for, or ``logits`` is a
-            DTensor.
+        NotImplementedError: a second derivative in ``logits`` is asked for.
         IndexError, RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
 
     Example:

@@ -172,6 +172,15 @@ def refusal_case(rank, world):
             "logits",
             lambda: gumbel_ext.decoupled_gumbel_softmax(logits, 1, 0.5),
         ),
+        *(
+            (function.__name__, "logits", lambda function=function: function(logits))
+            for function in (
+                gumbel_ext.gumbel_rao,
+                gumbel_ext.zgr,
+                gumbel_ext.reinmax,
+                gumbel_ext.gapped_straight_through,
+            )
+        ),
     ]
     for function, argument, call in calls:
         with pytest.raises(TypeError, match=f"^{function}: {argument} must not be a DTensor"):
