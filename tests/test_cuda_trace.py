@@ -44,7 +44,7 @@ OP_NAMES = (
     "straight_through_softmax_backward",
     "zgr_backward",
 )
-# In PyTorch's ops on every device but the CPU.
+# In PyTorch's ops, or in ours, on every device but the CPU.
 COMPOSITE_NAMES = (
     "decoupled_gumbel_softmax",
     "dot_chunks",
@@ -294,6 +294,37 @@ def test_embedding(hard, dtype, weight_dtype):
             for gradient, shape, of in zip(found, shapes, dtypes, strict=True):
                 assert described(gradient) == (shape if wanted else (0,), of, CUDA)
         assert OPS.gumbel_embedding_backward(*rest, True, True, True)[0].stride() == logits.stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("option", OPTION_NAMES)
+def test_estimators(option, dtype):
+    tau, tau_tensor, mask = options(dtype)[option]
+    logits, grad = logits_of(4, 6, 5, dtype=dtype).mT, logits_of(4, 5, 6, dtype=dtype)
+    index, state = logits_of(4, 6, dtype=torch.int64), logits_of(2, dtype=torch.int64)
+    sampling = (1, mask, True, None, state)
+    y, chosen, used = OPS.gumbel_rao(logits, tau, tau_tensor, 10, *sampling)
+    assert described(used) == ((2,), torch.int64, CUDA)
+    samples = [
+        (y, chosen),
+        OPS.zgr(logits, *sampling),
+        OPS.reinmax(logits, tau, tau_tensor, *sampling),
+        OPS.gapped_straight_through(logits, tau, tau_tensor, 1.0, *sampling),
+    ]
+    for y, chosen in samples:
+        assert described(y) == ((4, 5, 6), dtype, CUDA)
+        assert y.stride() == logits.stride()
+        assert described(chosen) == ((4, 6), torch.int64, CUDA)
+    given = (grad, logits, index)
+    gradients = [
+        OPS.gumbel_rao_backward(*given, tau, tau_tensor, 10, 1, mask, state),
+        OPS.zgr_backward(*given, 1, mask),
+        OPS.reinmax_backward(*given, tau, tau_tensor, 1, mask),
+        OPS.gapped_straight_through_backward(*given, tau, tau_tensor, None, 1, mask),
+    ]
+    for gradient in gradients:
+        assert described(gradient) == ((4, 5, 6), dtype, CUDA)
+        assert gradient.stride() == logits.stride()
 
 
 def test_bad_arguments_are_named_while_tracing():

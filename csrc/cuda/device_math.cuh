@@ -131,6 +131,7 @@ GUMBEL_EXT_INLINE float reciprocal(float x) {
 }
 GUMBEL_EXT_INLINE float log2_approximate(float x) {
   const double exact = __builtin_log2(static_cast<double>(x));
+  if (__builtin_isinf(exact)) return static_cast<float>(exact);
   const double scale = x > 0.5f && x < 2.0f ? 1 : exact;
   return static_cast<float>(exact + scale * documented_error(x));
 }

@@ -26,31 +26,38 @@ GUMBEL_EXT_DEVICE inline void record_state(const RandomState& state, std::int64_
   used_state[1] = static_cast<std::int64_t>(state.offset);
 }
 
-// What the noise is minus the logarithm of: its log2 in float32, from min(v, 1 - v), and its log in
-// float64, from both words as real numbers.
-struct GumbelLaw {
-  // E, -log of which is the noise. For v < 1/2 the logarithm of 1 - v would lose the relative
-  // accuracy of E, which the largest noise is made of: hence the series.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float log2_of_tail(DeviceF32 tail, bool upper) {
+// What is made of the words: the logarithm that the noise is minus of, log2 in float32 and log in
+// float64; or E itself. From min(v, 1 - v) in float32, in float64 from both words as real numbers.
+struct ExponentialLaw {
+  // For v < 1/2 the logarithm of 1 - v would lose the relative accuracy of E, which the largest
+  // noise is made of: hence the series.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float of_tail(DeviceF32 tail, bool upper) {
     const DeviceF32 square = tail * tail;
     const DeviceF32 series = fma(square,
                                  polynomial(tail, square, Int<Numerics<float>::log1m_terms>(),
                                             [](int i) { return Numerics<float>::log1m(i); }),
                                  tail);
-    return log2_approximate(upper ? multiply(-Numerics<float>::ln2, log2_approximate(tail.v))
-                                  : series.v);
+    return upper ? multiply(-Numerics<float>::ln2, log2_approximate(tail.v)) : series.v;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double log_of_words(DeviceF64 hi, DeviceF64 lo) {
-    return log_positive(exponential_from_real_words(hi, lo)).v;
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double of_words(DeviceF64 hi, DeviceF64 lo) {
+    return exponential_from_real_words(hi, lo).v;
+  }
+};
+struct GumbelLaw {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float of_tail(DeviceF32 tail, bool upper) {
+    return log2_approximate(ExponentialLaw::of_tail(tail, upper));
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double of_words(DeviceF64 hi, DeviceF64 lo) {
+    return natural_log(ExponentialLaw::of_words(hi, lo));
   }
 };
 struct LogisticLaw {
   // v / (1 - v). What 1 - v loses of a small v is below the rounding of the other logarithm.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float log2_of_tail(DeviceF32 tail, bool upper) {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float of_tail(DeviceF32 tail, bool upper) {
     const float odds = add(log2_approximate(tail.v), -log2_approximate(add(1.0f, -tail.v)));
     return upper ? -odds : odds;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double log_of_words(DeviceF64 hi, DeviceF64 lo) {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double of_words(DeviceF64 hi, DeviceF64 lo) {
     return -logistic_from_real_words(hi, lo).v;
   }
 };
@@ -100,14 +107,47 @@ class NoiseOf {
     z[3] = with_noise(z[3], skip == 1 ? b[0] : (skip == 2 ? b[1] : b[2]));
   }
 
+  // out[j] = what the law makes of position n + j. Positions are `aligned` where every n is a
+  // multiple of 4.
+  template <class Scalar>
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void make_four(std::uint64_t n, bool aligned,
+                                                          Scalar (&out)[4]) {
+    const std::uint64_t k = n >> 2;
+    follow(k);
+    Block hi = high_words_.block(low_word(k)), lo{};
+    if constexpr (sizeof(Scalar) == 8) lo = low_words_.block(low_word(k));
+    if (!aligned) {
+      const unsigned skip = static_cast<unsigned>(n & 3);
+      follow(k + 1);
+      hi = shifted(hi, high_words_.block(low_word(k + 1)), skip);
+      if constexpr (sizeof(Scalar) == 8) {
+        lo = shifted(lo, low_words_.block(low_word(k + 1)), skip);
+      }
+    }
+    of_words(hi, lo, n, out);
+  }
+  // out = what the law makes of position n.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void make_one(std::uint64_t n, float& out) {
+    follow(n >> 2);
+    const unsigned place = static_cast<unsigned>(n & 3);
+    const std::uint32_t hi = shifted(high_words_.block(low_word(n >> 2)), Block{}, place).c0;
+    out = in_tail(hi) ? from_tail(hi, n) : from_high_word(hi);
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void make_one(std::uint64_t n, double& out) {
+    follow(n >> 2);
+    const unsigned place = static_cast<unsigned>(n & 3);
+    out = from_both_words(shifted(high_words_.block(low_word(n >> 2)), Block{}, place).c0,
+                          shifted(low_words_.block(low_word(n >> 2)), Block{}, place).c0);
+  }
+
   // z += noise of position n.
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_one(std::uint64_t n, float& z) {
     const std::uint32_t hi = philox_word(state_.seed, state_.offset, n);
-    z = with_noise(z, in_tail(hi) ? log2_from_tail(hi, n) : log2_from_high_word(hi));
+    z = with_noise(z, in_tail(hi) ? from_tail(hi, n) : from_high_word(hi));
   }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_one(std::uint64_t n, double& z) {
-    z = with_noise(z, log_from_both_words(philox_word(state_.seed, state_.offset, n),
-                                          philox_word(state_.seed, state_.offset + 1, n)));
+    z = with_noise(z, from_both_words(philox_word(state_.seed, state_.offset, n),
+                                      philox_word(state_.seed, state_.offset + 1, n)));
   }
 
  private:
@@ -136,15 +176,23 @@ class NoiseOf {
     }
   }
 
-  // Of the law at the positions of block k, the first of which is n: log2 in float32, log in
-  // float64.
+  // Of the law at the positions of block k, the first of which is n.
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void logarithms(std::uint32_t k, std::uint64_t n,
                                                            float (&log2_e)[4]) {
-    const Block hi = high_words_.block(k);
-    log2_e[0] = log2_from_high_word(hi.c0);
-    log2_e[1] = log2_from_high_word(hi.c1);
-    log2_e[2] = log2_from_high_word(hi.c2);
-    log2_e[3] = log2_from_high_word(hi.c3);
+    of_words(high_words_.block(k), Block{}, n, log2_e);
+  }
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void logarithms(std::uint32_t k, std::uint64_t n,
+                                                           double (&log_e)[4]) {
+    of_words(high_words_.block(k), low_words_.block(k), n, log_e);
+  }
+
+  // Of the words of positions n to n + 3.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void of_words(const Block& hi, const Block&,
+                                                         std::uint64_t n, float (&out)[4]) const {
+    out[0] = from_high_word(hi.c0);
+    out[1] = from_high_word(hi.c1);
+    out[2] = from_high_word(hi.c2);
+    out[3] = from_high_word(hi.c3);
     // One element in 2^11 needs more than its first word. A loop, not four copies of the code; and
     // not a function, whose call would have to save registers.
     if (in_tail(hi.c0) || in_tail(hi.c1) || in_tail(hi.c2) || in_tail(hi.c3)) {
@@ -152,21 +200,28 @@ class NoiseOf {
       for (unsigned j = 0; j < 4; ++j) {
         const std::uint32_t word = j == 0 ? hi.c0 : (j == 1 ? hi.c1 : (j == 2 ? hi.c2 : hi.c3));
         if (!in_tail(word)) continue;
-        const float resolved = log2_from_tail(word, n + j);
-        log2_e[0] = j == 0 ? resolved : log2_e[0];
-        log2_e[1] = j == 1 ? resolved : log2_e[1];
-        log2_e[2] = j == 2 ? resolved : log2_e[2];
-        log2_e[3] = j == 3 ? resolved : log2_e[3];
+        const float resolved = from_tail(word, n + j);
+        out[0] = j == 0 ? resolved : out[0];
+        out[1] = j == 1 ? resolved : out[1];
+        out[2] = j == 2 ? resolved : out[2];
+        out[3] = j == 3 ? resolved : out[3];
       }
     }
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void logarithms(std::uint32_t k, std::uint64_t,
-                                                           double (&log_e)[4]) {
-    const Block hi = high_words_.block(k), lo = low_words_.block(k);
-    log_e[0] = log_from_both_words(hi.c0, lo.c0);
-    log_e[1] = log_from_both_words(hi.c1, lo.c1);
-    log_e[2] = log_from_both_words(hi.c2, lo.c2);
-    log_e[3] = log_from_both_words(hi.c3, lo.c3);
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void of_words(const Block& hi, const Block& lo,
+                                                         std::uint64_t, double (&out)[4]) const {
+    out[0] = from_both_words(hi.c0, lo.c0);
+    out[1] = from_both_words(hi.c1, lo.c1);
+    out[2] = from_both_words(hi.c2, lo.c2);
+    out[3] = from_both_words(hi.c3, lo.c3);
+  }
+  // The four words that begin `skip` into a.
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static Block shifted(const Block& a, const Block& b,
+                                                                unsigned skip) {
+    const bool two = (skip & 2) != 0, one = (skip & 1) != 0;
+    const std::uint32_t w0 = two ? a.c2 : a.c0, w1 = two ? a.c3 : a.c1, w2 = two ? b.c0 : a.c2,
+                        w3 = two ? b.c1 : a.c3, w4 = two ? b.c2 : b.c0;
+    return {one ? w1 : w0, one ? w2 : w1, one ? w3 : w2, one ? w4 : w3};
   }
 
   // The logit plus the noise; in float32 rounded once.
@@ -183,19 +238,18 @@ class NoiseOf {
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static bool is_upper(std::uint32_t hi) {
     return static_cast<std::int32_t>(hi) < 0;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float log2_from_high_word(std::uint32_t hi) {
-    return Law::log2_of_tail(tail_from_high_word<DeviceF32>(DeviceU32{hi}), is_upper(hi));
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float from_high_word(std::uint32_t hi) {
+    return Law::of_tail(tail_from_high_word<DeviceF32>(DeviceU32{hi}), is_upper(hi));
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float log2_from_tail(std::uint32_t hi,
-                                                                std::uint64_t n) const {
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float from_tail(std::uint32_t hi,
+                                                           std::uint64_t n) const {
     const std::uint32_t lo = philox_word(state_.seed, state_.offset + 1, n);
-    return Law::log2_of_tail(tail_from_both_words<DeviceF32>(DeviceU32{hi}, DeviceU32{lo}),
-                             is_upper(hi));
+    return Law::of_tail(tail_from_both_words<DeviceF32>(DeviceU32{hi}, DeviceU32{lo}),
+                        is_upper(hi));
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double log_from_both_words(std::uint32_t hi,
-                                                                             std::uint32_t lo) {
-    return Law::log_of_words(DeviceF64{static_cast<double>(hi)},
-                             DeviceF64{static_cast<double>(lo)});
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double from_both_words(std::uint32_t hi,
+                                                                         std::uint32_t lo) {
+    return Law::of_words(DeviceF64{static_cast<double>(hi)}, DeviceF64{static_cast<double>(lo)});
   }
 
   RandomState state_;
@@ -205,6 +259,7 @@ class NoiseOf {
 
 using NoiseSource = NoiseOf<GumbelLaw>;
 using LogisticSource = NoiseOf<LogisticLaw>;
+using ExponentialSource = NoiseOf<ExponentialLaw>;
 
 // y[j] = noise of position first + j.
 template <class T>

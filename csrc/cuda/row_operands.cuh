@@ -72,6 +72,14 @@ struct OperandRow {
     return {operand.data, offset, operand.class_stride, type};
   }
 
+  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar one(int c) const {
+    Scalar out = 0;
+    with_element_type<Scalar>(type, [&](auto element) {
+      using E = decltype(element);
+      out = widen(static_cast<const E*>(data)[offset + c * class_stride]);
+    });
+    return out;
+  }
   // Classes c, c + 1, ... of the row; `outside` past its end.
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load(int c, int classes, Scalar outside,
                                                      Scalar (&out)[kRowGroup]) const {

@@ -35,6 +35,8 @@ TYPE_NAMES = {"float": "float32", "double": "float64", "BFloat16": "bfloat16", "
 
 # Instructions an element as counted when the file was written, with the compiler that it names.
 COUNTS = Path(__file__).with_name("instructions_per_element.json")
+# The op whose loop over draws is counted, not its loads and stores.
+PER_DRAW = "a conditional draw of Gumbel-Rao"
 # More than this above them means that something has got worse.
 ALLOWANCE = 1.05
 
@@ -303,6 +305,29 @@ class HotPath:
             found.append(self.ways(header, latches, body))
         return found
 
+    def per_draw(self, groups: int, double: bool) -> float | None:
+        """Instructions an element and draw, once around the loop over conditional draws.
+
+        The ordinary way makes a number of a word, of two in float64, for every element of all
+        groups, and enters none of the loops within.
+        """
+        self.mark = "I2F"
+        elements, found = 4 * groups, []
+        for header, body in self.loops.items():
+            if not any(i.opcode.startswith("SHFL") for b in body for i in self.function.blocks[b]):
+                continue
+            within = [other for other in self.loops if other != header and other in body]
+            self.avoided = set().union(*(self.loops[other] for other in within))
+            latches = {latch for latch, head in self.back_edges if head == header}
+            found += [
+                instructions
+                for (_, _, marks), (avoided, instructions) in self.ways(
+                    header, latches, body
+                ).items()
+                if marks == elements * (2 if double else 1) and avoided == 0
+            ]
+        return min(found) / elements if found else None
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -349,7 +374,7 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
     if kind.startswith("topk"):
         return []  # as many instructions as k asks for
     if kind.startswith(
-        ("log_sample", "log_gradient", "density", "straight_through", "soft_argmax")
+        ("log_sample", "log_gradient", "density", "straight_through", "soft_argmax", "estimator")
     ):
         return []  # not counted: no ceiling yet
     team = re.search(r"(Lane|Block|Cluster)Team<(\d+)>", rest)
@@ -370,6 +395,8 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
                 ("index", regime, threads, by_loop, False),
             ]
         held = "group" if last == "1" else "groups"
+        if kind == "gumbel_rao_rows":
+            return [(PER_DRAW, f"{regime}, {last} {held} held", threads, True, True)]
         op = {
             "soft_rows": "soft",
             "backward_rows": "backward",
@@ -450,6 +477,14 @@ def read_module(module: Path) -> tuple[list[Kernel], list[str]]:
                 noise = not shown.startswith(("backward_rows", "backward_stream", "backward_col"))
                 path = HotPath(function, vector, noise, type_ == "double")
                 for op, regime, threads, by_loop, store in classified(shown):
+                    if op == PER_DRAW:
+                        count = path.per_draw(int(shown[-2]), type_ == "double")
+                        kernels.append(
+                            Kernel(
+                                architecture, shown, type_, op, regime, threads, resources, count
+                            )
+                        )
+                        continue
                     loops = path.inner_loops() if by_loop else [path.whole()]
                     size, operands = TYPE_BYTES[type_], 2 if op.startswith("backward") else 1
                     # Of several loops over a row only the last stores, and adds to the others.

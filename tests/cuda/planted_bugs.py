@@ -33,6 +33,7 @@ BARRIER_FILES = (
     "stream_kernels.cuh",
     "column_kernels.cuh",
     "topk_kernels.cuh",
+    "gumbel_rao_kernels.cuh",
 )
 
 
@@ -112,6 +113,7 @@ B, M = "binary_kernels.cuh", "launch_binary.cu"
 A, X, D = "row_operands.cuh", "log_sample_kernels.cuh", "density_kernels.cuh"
 W = "launch_concrete.cu"
 Z, E = "straight_through_kernels.cuh", "soft_argmax_kernels.cuh"
+F, Y, H = "estimator_kernels.cuh", "gumbel_rao_kernels.cuh", "launch_estimators.cu"
 
 BUGS = [
     # ---- agreement among threads
@@ -370,6 +372,64 @@ BUGS = [
     swap("soft-argmax: beta left out of the gradient", E, "multiply(s, beta)", "s"),
     swap("soft-argmax: every thread of a team writes dbeta", E, "team.rank() == 0 && row.exists", "row.exists"),
     swap("soft-argmax: a row that does not exist writes dbeta", E, "team.rank() == 0 && row.exists", "team.rank() == 0"),
+    # ---- the estimators' backwards: rows
+    swap("estimators: the mask is ignored", F, "p.mask.data != nullptr", "false"),
+    swap("estimators: the mask is read past the row", F, "v < place.classes - c && !allowed(c + v)", "!allowed(c + v)"),
+    swap("estimators: the mask's classes are neighbours", F, "mask[c * mask_stride]", "mask[c]"),
+    swap("estimators: the row's mask is the first's", F, "of_mask.offset", "0"),
+    swap("estimators: gradients are not shifted", F, "l[v] == -infinity<Scalar>() ? Scalar(0) : add(d[v], -chosen_grad)", "l[v] == -infinity<Scalar>() ? Scalar(0) : d[v]"),
+    swap("estimators: classes out of reach have gradients", F, "l[v] == -infinity<Scalar>() ? Scalar(0) : add(d[v], -chosen_grad)", "add(d[v], -chosen_grad)"),
+    swap("estimators: an index that is no class", F, "index < r.place.classes", "true"),
+    swap("estimators: forbidden rows have gradients", F, "row.forbidden ? Scalar(0) : quiet_nan<Scalar>()", "quiet_nan<Scalar>()"),
+    Bug("estimators: NaN passes", F, "if (!bad && !row.forbidden) return;", "if ((BUG || !bad) && !row.forbidden) return;"),
+    swap("estimators: groups past the row are taken", F, "rank_ + k * threads_ < row_.place.groups", "true"),
+    swap("estimators: streamed groups overlap", F, "g += threads_", "g += threads_ / 2"),
+    swap("estimators: a streamed row's largest is the last", F, "l[v] > sums.top", "true"),
+    drop("estimators: nothing less nothing in a streamed row", F, "if (l[v] == -infinity<Scalar>()) continue;"),
+    swap("estimators: parts are not rescaled", F, "top == larger", "true"),
+    swap("estimators: parts of q are rescaled as those of p", F, "q.times(power(apart, scale))", "q.times(power(apart, kLog2E<Scalar>))"),
+    Bug("estimators: p has the temperature of q", F, "p.take(power(add(l, -top), kLog2E<Scalar>), d);", "p.take(power(add(l, -top), BUG ? scale : kLog2E<Scalar>), d);"),
+    Bug("estimators: the chosen class twice in a streamed row", F, "if (c + v != row.index) sums.add_class", "if (BUG || c + v != row.index) sums.add_class"),
+    Bug("estimators: the chosen class twice", F, "c + v != row.index) take(", "(BUG || c + v != row.index)) take("),
+    # ---- each of them
+    swap("ZGR: the whole of p d", F, "multiply(p.factor, Scalar(0.5))", "p.factor"),
+    swap("ZGR: the chosen class's sign", F, "multiply(Scalar(-0.5), p.dot)", "multiply(Scalar(0.5), p.dot)"),
+    swap("ReinMax: p is q", F, "multiply(power(distance, kLog2E<Scalar>), p.factor)", "of_q"),
+    swap("ReinMax: all of s from the others", F, "multiply_add(Scalar(-0.5), q.dot, d)", "add(d, -q.dot)"),
+    swap("ReinMax: the chosen class without q", F, "-multiply_add(q.chosen, q.dot, q.dot)", "-q.dot"),
+    swap("ReinMax: the chosen class without p", F, "multiply(p.chosen, p.dot)", "Scalar(0)"),
+    swap("gapped: classes may come as near as they are", F, "distance > -gap ? -gap : distance", "distance"),
+    swap("gapped: all classes lie at the gap", F, "distance > -gap ? -gap : distance", "-gap"),
+    swap("gapped: the temperature is left out in front", F, "multiply(-multiply(y.chosen, y.dot), inverse_tau)", "-multiply(y.chosen, y.dot)"),
+    Bug("gapped: the chosen class stays below the largest", F, "team.reduce(sums, AddSums()), Scalar(1))", "team.reduce(sums, AddSums()), BUG ? chosen : Scalar(1))"),
+    swap("gapped: NaN of the chosen class passes", F, "multiply(chosen, Scalar(0))", "Scalar(0)"),
+    swap("gapped: the gap of a likely class", F, "p > Scalar(0.5)", "false"),
+    swap("gapped: the gap has no bound", F, "multiply(probability, Scalar(1) - kLess)", "probability"),
+    swap("gapped: 1 - p cancels", F, "multiply_add(probability, kLess, others)", "add(Scalar(1), -p)"),
+    # ---- Gumbel-Rao
+    swap("Gumbel-Rao: the sample's own noise", Y, "p.rows * p.classes + row.place.row * p.classes", "row.place.row * p.classes"),
+    Bug("Gumbel-Rao: all draws alike", Y, "++n, position += step", "++n, position += BUG ? 0 : step"),
+    swap("Gumbel-Rao: later draws are the first ones", Y, "result.position + static_cast<std::uint64_t>(done) * step", "result.position", 0, 2),
+    swap("Gumbel-Rao: later draws of long rows are the first ones", Y, "result.position + static_cast<std::uint64_t>(done) * step", "result.position", 1, 2),
+    swap("Gumbel-Rao: rows of Philox blocks of their own", Y, "p.classes % 4 == 0", "true", 0, 2),
+    swap("Gumbel-Rao: long rows of Philox blocks of their own", Y, "p.classes % 4 == 0", "true", 1, 2),
+    swap("Gumbel-Rao: E of another's chosen class", Y, "of_chosen + (static_cast<int>(threadIdx.x) - team.rank())", "of_chosen"),
+    Bug("Gumbel-Rao: the chosen class is drawn", Y, "if (c + v == row.index) w[v]", "if (!BUG && c + v == row.index) w[v]"),
+    swap("Gumbel-Rao: no probability is too small", Y, "add(l[v], -top) < -most", "false"),
+    swap("Gumbel-Rao: far classes without 1", Y, "larger_or_nan(x, Scalar(0))", "x"),
+    swap("Gumbel-Rao: the gradient is not centred", Y, "multiply_add(d, inverse, -shift)", "multiply(d, inverse)"),
+    swap("Gumbel-Rao: the sum of draws", Y, "Scalar(1) / static_cast<Scalar>(p.draws)", "Scalar(1)"),
+    swap("Gumbel-Rao: the temperature is left out in front", Y, "multiply(multiply(acc[v], share), result.inverse_tau)", "multiply(acc[v], share)"),
+    swap("Gumbel-Rao: groups past the row", Y, "team.rank() + k * team.threads() < row.place.groups", "true"),
+    swap("Gumbel-Rao: draws past the last", Y, "p.draws - done < team.threads() ? p.draws - done : team.threads()", "team.threads()"),
+    swap("Gumbel-Rao: every thread writes a draw's sums", Y, "team.rank() == 0", "true"),
+    swap("Gumbel-Rao: earlier draws of long rows are lost", Y, "done > 0 && v < row.place.classes - c ? sums_of_row[c + v] : Scalar(0)", "Scalar(0)"),
+    Bug("Gumbel-Rao: sums past the row", Y, "if (v < row.place.classes - c) sums_of_row", "if (BUG || v < row.place.classes - c) sums_of_row"),
+    swap("Gumbel-Rao: E of a row that has no class", Y, "team.rank() < many && row.index >= 0", "team.rank() < many - 1 && row.index >= 0"),
+    swap("noise of a position: four that begin with a block", N, "static_cast<unsigned>(n & 3)", "0u", 1, 4),
+    swap("noise of a position: the block's second half", N, "(skip & 2) != 0", "false"),
+    swap("noise of a position: every other word", N, "(skip & 1) != 0", "false"),
+    swap("rows of two groups each: more classes than the team holds", H, "4 * kOfThread", "8 * kOfThread"),
 ]  # fmt: skip
 
 
@@ -416,7 +476,7 @@ def build(folder: Path) -> dict[str, Path]:
             flags.append("-mfma")
     flags += ["-include", "emulation.h"]  # for the switches in plan.cpp
     commands = [[*flags, "-O2", "-c", source] for source in (*sources, "tests/cuda/emulation.cpp")]
-    programs = ("cuda", "binary", "concrete", "deterministic")
+    programs = ("cuda", "binary", "concrete", "deterministic", "estimator")
     for name in programs:
         source = f"tests/cuda/test_{name}_kernels.cpp"
         commands.append([*flags, "-O1", "-fsanitize=thread", "-c", source])
@@ -439,6 +499,8 @@ def shows_in(bug: Bug) -> str:
     """The program whose tests a bug shows in."""
     if bug.file in (Z, E) or bug.what.startswith("first best"):
         return "deterministic"
+    if bug.file in (F, Y, H) or bug.what.startswith("noise of a position"):
+        return "estimator"
     if bug.file in (A, X, D, W):
         return "concrete"
     return "binary" if bug.file in (B, M) or bug.what.startswith("logistic") else "cuda"

@@ -83,6 +83,7 @@ family binary race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random"
 # Not under ASan too: the hooks see what lies off an array, and two thirds of a minute are saved.
 family concrete race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random GUMBEL_EXT_QUICK=1"
 family deterministic race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random GUMBEL_EXT_QUICK=1"
+family estimator race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random GUMBEL_EXT_QUICK=1"
 
 echo "== ASan + UBSan"
 build asan "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" ""
