@@ -118,6 +118,7 @@ CUDA_SOURCES = [
     "csrc/cuda/binary_concrete_cuda.cpp",
     "csrc/cuda/concrete_cuda.cpp",
     "csrc/cuda/deterministic_cuda.cpp",
+    "csrc/cuda/embedding_cuda.cpp",
     "csrc/cuda/estimators_cuda.cpp",
     "csrc/cuda/gumbel_softmax_cuda.cpp",
     "csrc/cuda/launch_bfloat16.cu",

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from bench_cpu import FORMAT, FULL, QUICK, RESULTS, Progress, dump, spread
 from environment import rounded
 from family.case import FamilyCase
+from memory import allocator_trace
 from timing import Budget, Measurement, measure_interleaved, settle_allocator
 
 
@@ -62,7 +64,11 @@ def rows(case: FamilyCase, measured: dict[str, Measurement]) -> list[dict[str, A
 def run_case(case: FamilyCase, budget: Budget) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     race, inputs = case.contenders()
-    return rows(case, measure_interleaved(race, inputs, budget, time.perf_counter))
+    table = rows(case, measure_interleaved(race, inputs, budget, time.perf_counter))
+    if case.memory:
+        for row, call in zip(table, race.values(), strict=True):
+            row["allocator_peak_bytes"] = allocator_trace(partial(call, 0))[0]
+    return table
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -29,11 +29,13 @@ def section(document: dict[str, Any], page: str) -> str:
     """One row a case and contender: its time, and how many times longer than ours it takes."""
     lines = []
     of_page = [row for row in document["rows"] if row["page"] == page]
+    memory = any("allocator_peak_bytes" in row for row in of_page)
     for _, of_case in groupby(of_page, key=lambda row: row["case"]):
         for place, row in enumerate(of_case):
             ratio = row["time_over_baseline"]
             operation = " ".join(part for part in (row["op"], row["variant"]) if part)
             first = place == 0
+            peak = row.get("allocator_peak_bytes")
             lines.append(
                 [
                     operation if first else "",
@@ -42,9 +44,11 @@ def section(document: dict[str, Any], page: str) -> str:
                     row["contender"],
                     number(row["microseconds_per_call"]["median"]),
                     "1" if first else f"{number(ratio['median'])}",
+                    *([number(peak / 1e6) if peak else ""] if memory else []),
                 ]
             )
     header = ["operation", "shape", "dtype", "", "µs a call", "times ours"]
+    header += ["peak MB"] if memory else []
     machine, versions = document["machine"], document["versions"]
     threads = document["threads"]
     caption = (

@@ -64,7 +64,7 @@ def _walk(events: list[Any]) -> Iterator[Any]:
         yield from _walk(event.children)
 
 
-def _allocator_trace(call: Callable[[], object]) -> tuple[int, int]:
+def allocator_trace(call: Callable[[], object]) -> tuple[int, int]:
     """Peak and final growth, in bytes, of the allocator while `call` runs and its result lives."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = call()
@@ -120,8 +120,8 @@ def measure_peak(
 
     for _ in range(2):  # first calls allocate what stays: thread pools, compiled code
         forward_backward()
-    peak, _ = _allocator_trace(forward_backward)
-    _, after_forward = _allocator_trace(forward)
+    peak, _ = allocator_trace(forward_backward)
+    _, after_forward = allocator_trace(forward)
     return PeakMemory(peak, after_forward, _resident_peak(forward_backward))
 
 

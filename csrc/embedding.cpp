@@ -246,8 +246,7 @@ class Walk {
         product(kernels.product_type(call.logits.scalar_type(), call.weight.scalar_type())),
         tile_type(at::promote_types(call.logits.scalar_type(), product)),
         places_(call.logits.sizes(), call.given_positions()),
-        tiles(call.logits.select(call.dim, 0).sizes(), call.dim,
-              kernels.tile / std::max<int64_t>(1, classes)) {
+        tiles(call.logits.select(call.dim, 0).sizes(), call.dim, kernels.rows_of_tile(classes)) {
     if (call.tau) {
       const bool number = call.tau->is_cpu() && call.tau->dim() == 0;
       at::DimVector shape(call.logits.sizes());
@@ -457,6 +456,8 @@ at::Tensor flat_codes(const at::Tensor& codes, int64_t classes) {
   return (codes.clamp_min(0) + group * classes).view({-1});
 }
 
+}  // namespace
+
 at::Tensor gather_of_ops(const at::Tensor& codebook, const at::Tensor& codes) {
   const int64_t groups = codebook.size(0), classes = codebook.size(1), width = codebook.size(2);
   const at::Tensor rows = codebook.reshape({groups * classes, width})
@@ -467,8 +468,8 @@ at::Tensor gather_of_ops(const at::Tensor& codebook, const at::Tensor& codes) {
   return at::where(codes.lt(0).unsqueeze(-1), filling.unsqueeze(-1), rows);
 }
 
-// Added to by sorting: index_put_ with accumulate is deterministic on CUDA whatever the mode, which
-// neither index_add_ nor, since it has a path with atomics, the backward of embedding is.
+// index_put_ with accumulate sorts on CUDA, and is deterministic there whatever the mode;
+// index_add_ is not, nor the backward of embedding since it has a path with atomics.
 at::Tensor sum_by_code_of_ops(const at::Tensor& rows, const at::Tensor& codes, int64_t classes) {
   const int64_t groups = rows.size(1), width = rows.size(2);
   at::Tensor sums = at::zeros({groups * classes, width}, rows.options());
@@ -477,6 +478,8 @@ at::Tensor sum_by_code_of_ops(const at::Tensor& rows, const at::Tensor& codes, i
                   /*accumulate=*/true);
   return sums.view({groups, classes, width});
 }
+
+namespace {
 
 at::Tensor backward_into_of_ops(bool from_y, const at::Tensor& grad, const at::Tensor& logits_or_y,
                                 const at::Tensor& index, double tau,
@@ -496,8 +499,13 @@ at::ScalarType widest_type(at::ScalarType logits, at::ScalarType codebook) {
   return compute_dtype(at::promote_types(logits, codebook));
 }
 
-constexpr LookupKernels kOfOps{&gather_of_ops, &sum_by_code_of_ops, &backward_into_of_ops,
-                               &widest_type, int64_t{1} << 24};
+constexpr LookupKernels kOfOps{&gather_of_ops,
+                               &sum_by_code_of_ops,
+                               &backward_into_of_ops,
+                               &widest_type,
+                               int64_t{1} << 24,
+                               1,
+                               1};
 
 Lookup gumbel_embedding_of_ops(const at::Tensor& logits, const at::Tensor& weight, double tau,
                                const OptionalTensor& tau_tensor, bool hard, int64_t dim,

@@ -7,6 +7,8 @@
 // besides what it returns; what it asks of a device is in LookupKernels.
 #pragma once
 
+#include <algorithm>
+
 #include "arguments.h"
 
 namespace gumbel_ext {
@@ -27,9 +29,19 @@ struct LookupKernels {
                               const at::Tensor& grad_logits);
   // The type that products with the codebook are taken in.
   at::ScalarType (*product_type)(at::ScalarType logits, at::ScalarType codebook);
-  // Elements of logits in a tile.
-  int64_t tile;
+  // Elements of logits in a tile: as many as stay in a cache, but rows enough for the product with
+  // the codebook to be a good one, up to a limit.
+  int64_t tile, tile_rows, most;
+
+  int64_t rows_of_tile(int64_t classes) const {
+    classes = std::max<int64_t>(1, classes);
+    return std::max(tile / classes, std::min(tile_rows, most / classes));
+  }
 };
+
+// In PyTorch's ops: LookupKernels::gather and ::sum_by_code on any device.
+at::Tensor gather_of_ops(const at::Tensor& codebook, const at::Tensor& codes);
+at::Tensor sum_by_code_of_ops(const at::Tensor& rows, const at::Tensor& codes, int64_t classes);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> lookup(
     const LookupKernels& kernels, const at::Tensor& logits, const at::Tensor& weight, double tau,

@@ -497,12 +497,15 @@ def test_opcheck(hard, device):
     tau = torch.rand(3, 1, 2, device=device).add(0.5).requires_grad_()
     mask = torch.rand(6, 1, device=device) < 0.7
     args = (logits.requires_grad_(), weight.requires_grad_(), 1.0, tau, hard, 1, mask, None)
-    torch.library.opcheck(_ops.gumbel_embedding.default, (*args, rng_state(device=device)))
+    # What is traced is the same for both.
+    utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    utils += ["test_aot_dispatch_dynamic"] if hard else []
+    op = _ops.gumbel_embedding.default
+    torch.library.opcheck(op, (*args, rng_state(device=device)), test_utils=utils)
     out, index, state = _ops.gumbel_embedding(*args, None)
-    torch.library.opcheck(
-        _ops.gumbel_embedding_backward.default,
-        (torch.randn_like(out), logits, weight, index, *args[2:7], state, True, True, True),
-    )
+    op = _ops.gumbel_embedding_backward.default
+    rest = (torch.randn_like(out), logits, weight, index, *args[2:7], state, True, True, True)
+    torch.library.opcheck(op, rest, test_utils=utils)
 
 
 def test_compile(hard, state, device):

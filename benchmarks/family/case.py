@@ -22,6 +22,7 @@ class FamilyCase:
     contenders: Callable[[], tuple[dict[str, Call], int]]
     variant: str = ""
     quick: bool = False  # part of a --quick run
+    memory: bool = False  # whether the peak of the allocator is of interest too
 
     @property
     def name(self) -> str:

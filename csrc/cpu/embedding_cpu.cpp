@@ -156,8 +156,8 @@ at::ScalarType product_type(at::ScalarType logits, at::ScalarType codebook) {
   return compute_dtype(at::promote_types(logits, codebook));
 }
 
-constexpr LookupKernels kKernels{&gather, &sum_by_code, &tile_backward, &product_type,
-                                 int64_t{1} << 20};
+constexpr LookupKernels kKernels{&gather,          &sum_by_code, &tile_backward,  &product_type,
+                                 int64_t{1} << 18, 128,          int64_t{1} << 22};
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_embedding_cpu(
     const at::Tensor& logits, const at::Tensor& weight, double tau,

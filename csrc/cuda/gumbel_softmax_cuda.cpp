@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 
+#include "backward_into.h"
 #include "tensors.h"
 
 namespace gumbel_ext {
@@ -488,21 +489,21 @@ at::Tensor noise_at_cuda(const at::Tensor& like, const at::Tensor& position,
   return noise;
 }
 
-std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const at::Tensor& grad,
-                                                 const at::Tensor& logits_or_y,
-                                                 const at::Tensor& index, double tau,
-                                                 const OptionalTensor& tau_tensor, int64_t dim,
-                                                 const OptionalTensor& mask,
-                                                 const OptionalTensor& rng_state, bool tau_grad,
-                                                 at::OptionalSymIntArrayRef positions) {
+}  // namespace
+
+at::Tensor backward_into(const char* name, Op op, const at::Tensor& grad,
+                         const at::Tensor& logits_or_y, const at::Tensor& index, double tau,
+                         const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+                         const OptionalTensor& rng_state, bool tau_grad,
+                         at::OptionalSymIntArrayRef positions, const at::Tensor& grad_logits) {
   dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state,
                        positions);
 
   at::Tensor grad_tau = empty_grad_tau(logits_or_y, dim, tau_grad);
-  if (logits_or_y.numel() == 0) return {at::empty_like(logits_or_y), grad_tau.zero_()};
+  if (logits_or_y.numel() == 0) return grad_tau.zero_();
 
   const c10::cuda::CUDAGuard guard(logits_or_y.device());
-  const at::Tensor indices = index.contiguous(), grad_logits = at::empty_like(logits_or_y);
+  const at::Tensor indices = index.contiguous();
   at::Tensor on_device;
   RandomSource random{};
   if (rng_state) random = random_source(std::nullopt, rng_state, on_device);
@@ -530,6 +531,22 @@ std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const 
     call.run(op);
     settle(grad_part, out);
   } while (pieces.next());
+  return grad_tau;
+}
+
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const at::Tensor& grad,
+                                                 const at::Tensor& logits_or_y,
+                                                 const at::Tensor& index, double tau,
+                                                 const OptionalTensor& tau_tensor, int64_t dim,
+                                                 const OptionalTensor& mask,
+                                                 const OptionalTensor& rng_state, bool tau_grad,
+                                                 at::OptionalSymIntArrayRef positions) {
+  check_logits(name, logits_or_y);
+  const at::Tensor grad_logits = at::empty_like(logits_or_y);
+  const at::Tensor grad_tau = backward_into(name, op, grad, logits_or_y, index, tau, tau_tensor,
+                                            dim, mask, rng_state, tau_grad, positions, grad_logits);
   return {grad_logits, grad_tau};
 }
 
