@@ -12,7 +12,9 @@ nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm), and c++filt.
 Instructions an element are counted along one way through the control flow: that of rows that are
 aligned and whole, without mask or temperature tensor or special values, none of whose noise needs
 its second word. It is the shortest of the ways that load and store whole vectors and make noise for
-every element loaded; loops without wide loads are avoided, being for everything else.
+every element loaded; loops without wide loads are avoided, being for everything else. Of the
+family's kernels, whose operands may be of several types, the way is that of known numbers of wide
+loads and stores once around each loop over a row; what a row costs besides is left out.
 """
 
 from __future__ import annotations
@@ -294,6 +296,23 @@ class HotPath:
         ends = {b for b in self.reachable if self.function.blocks[b][-1].opcode == "EXIT"}
         return self.ways(0, ends, self.reachable)
 
+    def by_loops(self, expected: list[Counts], elements: int) -> float | None:
+        """Instructions an element once around its loops, of so many wide loads and stores each."""
+        loops = self.inner_loops()
+        if len(loops) != len(expected):
+            return None
+        total = 0
+        for ways, (loads, stores, marks) in zip(loops, expected, strict=True):
+            costs = [
+                cost
+                for counts, cost in ways.items()
+                if counts[:2] == (loads, stores) and counts[2] >= marks
+            ]
+            if not costs:
+                return None
+            total += min(costs)[1]
+        return total / elements
+
     def inner_loops(self) -> list[dict[Counts, tuple[int, int]]]:
         """Ways once around each innermost loop with wide loads."""
         wide = {h: body for h, body in self.loops.items() if any(self.loads(b) for b in body)}
@@ -339,6 +358,7 @@ class Kernel:
     threads: int
     resources: Resources
     per_element: float | None  # instructions
+    dtype: str = ""  # if not that of `type`
 
     @property
     def rank(self) -> int:
@@ -371,12 +391,10 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
     if not parts:
         return []  # a kernel without elements
     kind, rest = parts.groups()
-    if kind.startswith("topk"):
-        return []  # as many instructions as k asks for
-    if kind.startswith(
-        ("log_sample", "log_gradient", "density", "straight_through", "soft_argmax", "estimator")
-    ):
-        return []  # not counted: no ceiling yet
+    if kind in ROW_LOOPS or kind.startswith(("binary", "topk", "estimator")):
+        # See counted_by_loops(); topk_scores, binary_positions and the estimators in closed form
+        # are not counted.
+        return []
     team = re.search(r"(Lane|Block|Cluster)Team<(\d+)>", rest)
     if team:
         lanes = int(team[2])
@@ -398,12 +416,15 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
         if kind == "gumbel_rao_rows":
             return [(PER_DRAW, f"{regime}, {last} {held} held", threads, True, True)]
         op = {
+            "log_sample_rows": "log sample",
             "soft_rows": "soft",
             "backward_rows": "backward",
             "backward_recompute_rows": "backward, recomputed",
         }[kind]
         return [(op, f"{regime}, {last} {held} held", threads, False, True)]
     phase = {"0": "streamed", "1": "split, first pass", "2": "split, second pass"}
+    if kind == "log_sample_stream":
+        return [("log sample", "streamed", 256, True, True)]
     if kind in {"soft_stream", "backward_stream"}:
         return [(kind.split("_")[0], phase[rest[-1]], 256, True, rest[-1] != "1")]
     if kind == "pick_partial":
@@ -416,6 +437,67 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
             ops = [(kind.split("_")[0], True)]
         return [(op, regime, 32 * warps, True, store) for op, store in ops]
     return []  # noise, and what is small by nature
+
+
+# Kernels on rows of operands that lie anywhere (row_operands.cuh), compiled for the type computed
+# in. Of each loop over a row: operands read of the inputs' type, read of the type computed in,
+# written of the inputs' type; and whether it takes exponentials that classes may be excused from.
+ROW_LOOPS = {
+    "log_gradient": ("log gradient", [(1, 1, 0, True), (1, 1, 1, True)]),
+    "density": ("density, its gradients in the second loop", [(2, 0, 0, True), (2, 0, 2, True)]),
+    "straight_through": ("straight-through", [(1, 0, 1, False)]),
+    "straight_through_backward": ("straight-through backward", [(2, 0, 0, True), (2, 0, 1, True)]),
+    "soft_argmax": ("soft-argmax", [(1, 0, 0, False), (1, 0, 0, False)]),
+    "soft_argmax_backward": ("soft-argmax backward", [(1, 0, 1, False)]),
+}
+ROW_GROUP = 4  # kRowGroup
+
+
+def counted_by_loops(name: str, function: Function) -> list[tuple[str, str, str, float | None]]:
+    """(op, dtype, regime, instructions an element) of a kernel that is known by its loops."""
+    parts = re.match(r"(\w+?)_kernel<(\w+)(?:, (.*?))? ?>$", name)
+    if not parts:
+        return []
+    kind, type_, rest = parts.groups()
+    if kind not in (*ROW_LOOPS, "binary", "topk_rows"):
+        return []
+    size, double = TYPE_BYTES[type_], type_ == "double"
+    if kind in ROW_LOOPS:
+        op, loops = ROW_LOOPS[kind]
+        team = re.search(r"(Lane|Block)Team<(\d+)>", rest)
+        regime = f"{team[2]} {'lanes' if team[1] == 'Lane' else 'threads'} a row"  # type: ignore[index]
+        if kind.startswith("soft_argmax"):
+            coordinates = int(rest[-1])
+            op += f", {coordinates} coordinate{'s' * (coordinates > 1)}"
+            typed, _, stores, exponentials = loops[-1]
+            loops = [*loops[:-1], (typed, coordinates, stores, exponentials)]
+        vectors = ROW_GROUP * size // 16
+        # One instruction each; in float64 a series.
+        mark, marks = (r"D(FMA|MUL)", 12 * ROW_GROUP) if double else ("MUFU.EX2", ROW_GROUP)
+        whole = [((a + b) * vectors, s * vectors, e * marks) for a, b, s, e in loops]
+        path = HotPath(function, 16, False, double)
+        path.mark = mark
+        found = [(op, TYPE_NAMES[type_], regime, path.by_loops(whole, ROW_GROUP))]
+        if not double:
+            narrow = [(a, s, e * marks) for a, _, s, e in loops]
+            path = HotPath(function, 8, False, False)
+            path.mark = mark
+            found.append((op, "16 bits", regime, path.by_loops(narrow, ROW_GROUP)))
+        return found
+    group = 4 if double else 16 // size
+    vectors, scores = group * size // 16, group * (8 if double else 4) // 16
+    path = HotPath(function, 16, True, double)
+    noise = 0 if kind == "binary" and rest == "true" else group * path.marks_per_element
+    dtype = TYPE_NAMES[type_]
+    if kind == "binary":
+        backward = rest == "true"
+        op = "binary backward" if backward else "binary"
+        loops_ = [((1 + backward) * vectors, vectors, noise)]
+        return [(op, dtype, "groups", path.by_loops(loops_, group))]
+    # Choosing one more takes a look at the scores again, of one thread.
+    regime = re.sub(r"\w+Team<(\d+)>", r"\1 threads a row", rest).strip()
+    by_loop = path.by_loops([(vectors, scores, noise), (scores, 0, 0)], group)
+    return [("topk, scores and one choice", dtype, regime, by_loop)]
 
 
 def resources_of(cubin: Path) -> dict[str, Resources]:
@@ -475,6 +557,10 @@ def read_module(module: Path) -> tuple[list[Kernel], list[str]]:
                 ]
                 vector = 8 if "columns" in shown and TYPE_BYTES[type_] == 2 else 16
                 noise = not shown.startswith(("backward_rows", "backward_stream", "backward_col"))
+                kernels += [
+                    Kernel(architecture, shown, type_, op, regime, 0, resources, count, dtype)
+                    for op, dtype, regime, count in counted_by_loops(shown, function)
+                ]
                 path = HotPath(function, vector, noise, type_ == "double")
                 for op, regime, threads, by_loop, store in classified(shown):
                     if op == PER_DRAW:
@@ -505,7 +591,7 @@ def counted(kernels: list[Kernel]) -> dict[str, dict[str, float]]:
     counts: dict[str, dict[str, float]] = defaultdict(dict)
     for kernel in kernels:
         if kernel.per_element is not None:
-            of_op = counts[f"{kernel.op}, {TYPE_NAMES[kernel.type]}"]
+            of_op = counts[f"{kernel.op}, {kernel.dtype or TYPE_NAMES[kernel.type]}"]
             most = max(of_op.get(kernel.regime, 0.0), kernel.per_element)
             of_op[kernel.regime] = round(most, 1)
     return dict(counts)
@@ -516,7 +602,9 @@ def grown(kernels: list[Kernel]) -> list[str]:
     problems = []
     for kernel in kernels:
         title = f"sm_{kernel.architecture} {kernel.name} as {kernel.op}"
-        expected = known.get(f"{kernel.op}, {TYPE_NAMES[kernel.type]}", {}).get(kernel.regime)
+        expected = known.get(f"{kernel.op}, {kernel.dtype or TYPE_NAMES[kernel.type]}", {}).get(
+            kernel.regime
+        )
         if kernel.per_element is None:
             problems.append(f"{title}: no way through it was found that handles whole vectors")
         elif expected is None:
