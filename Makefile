@@ -38,6 +38,7 @@ examples: build
 	$(RUN) examples/structured_prediction.py --out docs/examples
 	$(RUN) examples/semi_supervised.py --out docs/examples
 	$(RUN) examples/actor_critic.py --out docs/examples
+	$(RUN) examples/vector_quantizer.py --out docs/examples
 	$(RUN) benchmarks/examples_page.py
 
 test: build
@@ -69,6 +70,7 @@ bench: build
 	$(RUN) benchmarks/plot.py
 	$(RUN) benchmarks/family_tables.py
 	$(RUN) benchmarks/bench_semi_supervised.py $(filter --quick,$(BENCH_ARGS))
+	$(RUN) benchmarks/bench_vector_quantizer.py $(filter --quick,$(BENCH_ARGS))
 	$(RUN) benchmarks/examples_page.py
 
 lint: build

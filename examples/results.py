@@ -95,11 +95,14 @@ class Results:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Returns mean ± standard deviation over the seeds; a dash where there is no number."""
+    """Returns mean ± standard deviation over the seeds; a dash where there is no number.
+
+    A number that is the same for all seeds is a setting, and stands alone.
+    """
     if not values:
         return "-"
     mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(set(values)) > 1 else mean
 
 
 def seeds(document: dict[str, Any]) -> str:

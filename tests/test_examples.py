@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+import gumbel_ext
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,6 +99,49 @@ def test_actor_critic(tmp_path, monkeypatch):
     assert len(rows) == 4
     for row in rows.values():
         assert 1 <= min(row["test_return"]) <= max(row["test_return"]) <= 500
+
+
+def test_vector_quantizer(tmp_path):
+    rows = cells(tmp_path, "vector_quantizer", "--steps", "20")
+    assert len(rows) == 3
+    for name, row in rows.items():
+        # One code for all patches is the mean: 9.5 dB.
+        assert min(row["psnr"]) > 12
+        assert all(1 <= p <= 128 for p in row["perplexity"])
+        assert all(
+            p <= 1.28 * u + 1e-3 for p, u in zip(row["perplexity"], row["used"], strict=True)
+        )
+        if "without" not in name:
+            other = rows["GumbelVectorQuantizer, without the diversity loss"]
+            assert min(row["perplexity"]) > max(other["perplexity"])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_the_quantizers_agree(training):
+    """On the same noise: pixels, codes, perplexities and the gradients of all parameters."""
+    import vector_quantizer
+
+    x = torch.randn(30, vector_quantizer.PIXELS)
+    weight = torch.randn(30, vector_quantizer.PIXELS)
+    schedule = vector_quantizer.ExponentialTemperature(0.1, start=2.0)
+    schedule.step()
+
+    def results(composite):
+        torch.manual_seed(0)
+        model = vector_quantizer.PatchCoder(schedule, codes=9, composite=composite)
+        model.train(training)
+        torch.manual_seed(3)
+        pixels, quantized = model(x)
+        loss = (weight * pixels).sum() + quantized.prob_perplexity
+        parameters = list(model.parameters())
+        return [pixels, *quantized, *torch.autograd.grad(loss, parameters)]
+
+    ours = results(None)
+    with gumbel_ext.patch_torch():
+        theirs = results(vector_quantizer.multiply_and_sum)
+    assert len(ours) == len(theirs) > 10
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
 
 
 def exact_gradient(loss_of_class, logits):
@@ -209,15 +255,23 @@ def test_the_page_follows_the_results(tmp_path, monkeypatch, capsys):
     page = tmp_path / "examples.md"
     page.write_text("Before.\n" + "\n".join(sections) + "After.\n", encoding="utf-8")
     results = Results("actor_critic", [Column("score", "score", 1)], [3, 4], {"steps": 7})
-    for seed in results.each_seed(tmp_path / "examples"):
-        results.add("a method", score=10.0 * seed)
+    columns = [Column("rate", "rate", 2), Column("test_nats", "", 1), Column("train_nats", "", 1)]
+    vae = Results("vae_estimators", columns, [3, 4], {"steps": 7})
+    for each in (results, vae):
+        for seed in each.each_seed(tmp_path / "examples"):
+            values = {"score": 10.0} if each is results else {"test_nats": 1.0, "train_nats": 2.0}
+            each.add("a method", **{key: value * seed for key, value in values.items()})
+            if each is vae:
+                each.add("a method", rate=0.25)
 
-    monkeypatch.setattr(examples_page, "default_times", lambda: None)
+    folders = ["--docs", str(tmp_path), "--times", str(tmp_path)]
     for option, code in ((["--check"], 1), ([], 0), (["--check"], 0)):
-        monkeypatch.setattr(sys, "argv", ["", "--docs", str(tmp_path), *option])
+        monkeypatch.setattr(sys, "argv", ["", *folders, *option])
         assert examples_page.main() == code
     text = page.read_text(encoding="utf-8")
     assert "| a method | 35.0 ± 7.1 |" in text
+    assert "| a method | 0.25 | 3.5 ± 0.7 | 7.0 ± 1.4 |" in re.sub(" +", " ", text)
+    assert (tmp_path / "vae-estimators.png").read_bytes().startswith(b"\x89PNG")
     assert "7 steps, seeds 3 to 4" in text
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")
