@@ -15,8 +15,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 from gumbel_ext import _functorch_embedding as _functorch_embedding
 from gumbel_ext._arguments import (
     check_dim,
+    check_local,
     check_optional,
-    check_tensor,
     split_tau,
     state_beside,
 )
@@ -161,8 +161,8 @@ def gumbel_embedding(
             rng_state=rng_state,
         )
         return overridden
-    check_tensor("gumbel_embedding", "logits", logits)
-    check_tensor("gumbel_embedding", "weight", weight)
+    check_local("gumbel_embedding", "logits", logits)
+    check_local("gumbel_embedding", "weight", weight)
     check_dim("gumbel_embedding", dim)
     check_optional("gumbel_embedding", mask, generator, rng_state, logits.device)
     rng_state = state_beside(rng_state, logits.device)

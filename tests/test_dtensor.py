@@ -172,6 +172,8 @@ def refusal_case(rank, world):
             "logits",
             lambda: gumbel_ext.decoupled_gumbel_softmax(logits, 1, 0.5),
         ),
+        ("gumbel_embedding", "logits", lambda: gumbel_ext.gumbel_embedding(logits, plain)),
+        ("gumbel_embedding", "weight", lambda: gumbel_ext.gumbel_embedding(plain, logits)),
         *(
             (function.__name__, "logits", lambda function=function: function(logits))
             for function in (
