@@ -254,9 +254,10 @@ GUMBEL_EXT_INLINE double infinity<double>() {
 }
 template <class Scalar>
 GUMBEL_EXT_INLINE Scalar quiet_nan();
+// As CUDA's arithmetic makes it, so that the emulation meets it too.
 template <>
 GUMBEL_EXT_INLINE float quiet_nan<float>() {
-  return real_of(std::uint32_t{0x7FC00000});
+  return real_of(std::uint32_t{0x7FFFFFFF});
 }
 template <>
 GUMBEL_EXT_INLINE double quiet_nan<double>() {

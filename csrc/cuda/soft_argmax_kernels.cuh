@@ -15,7 +15,8 @@ inline namespace GUMBEL_EXT_ISA {
 using cuda::SoftArgmaxParams;
 
 // 2^x for x <= 0, by the series: the hardware's error of 2^-22, times positions of a hundred
-// thousand, would be more than a unit in the last place of the result.
+// thousand, would be more than a unit in the last place of the result. Not for NaN: the
+// series shifts bits, and makes a number of one that has any at its low end, as CUDA's have.
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float position_weight(float x) {
   return exp2_nonpositive(DeviceF32{x}).v;
 }
@@ -112,7 +113,7 @@ soft_argmax_kernel(const GUMBEL_EXT_CONSTANT SoftArgmaxParams p) {
     const auto whole = [](const LongSum<Scalar>& s) {
       return static_cast<double>(s.sum) + static_cast<double>(s.lost);
     };
-    const bool ordinary = add(best.value, -best.value) == 0;
+    const bool ordinary = add(best.value, -best.value) == 0 && scale == scale;
     double* state = p.state + row.row * (3 + kCoordinates);
     state[0] = index;
     state[1] = best.value;
@@ -141,8 +142,9 @@ soft_argmax_backward_kernel(const GUMBEL_EXT_CONSTANT SoftArgmaxParams p) {
     // A class that is none of a forward's makes its row NaN.
     const bool valid = state[0] >= 0 && state[0] < static_cast<double>(p.classes);
     const int index = valid ? static_cast<int>(state[0]) : 0;
-    const Scalar top = valid ? static_cast<Scalar>(state[1]) : quiet_nan<Scalar>(),
-                 inverse_total = Scalar(1) / static_cast<Scalar>(state[2]);
+    const Scalar beta = row.tau, scale = position_scale(beta), top = static_cast<Scalar>(state[1]);
+    const Scalar inverse_total =
+        valid && scale == scale ? Scalar(1) / static_cast<Scalar>(state[2]) : quiet_nan<Scalar>();
     Scalar weight[kCoordinates], origin[kCoordinates], centre = 0;
 #pragma unroll
     for (int k = 0; k < kCoordinates; ++k) {
@@ -150,7 +152,6 @@ soft_argmax_backward_kernel(const GUMBEL_EXT_CONSTANT SoftArgmaxParams p) {
       origin[k] = position_row<Scalar>(p, k).at(index);
       centre = multiply_add(-weight[k], static_cast<Scalar>(state[3 + k]), centre);
     }
-    const Scalar beta = row.tau, scale = position_scale(beta);
     Scalar slope = 0;
     for (int g = team.rank(); g < row.groups; g += team.threads()) {
       Scalar z[kRowGroup], h[kRowGroup] = {centre, centre, centre, centre};

@@ -12,6 +12,14 @@
 
 namespace {
 
+// The one that CUDA's arithmetic makes.
+template <class T>
+T device_nan() {
+  T out;
+  narrow(quiet_nan<typename Element<T>::Scalar>(), &out);
+  return out;
+}
+
 constexpr Real kNan = std::numeric_limits<Real>::quiet_NaN();
 
 struct Case {
@@ -55,8 +63,8 @@ class Rows {
                                        : c.tau * (1 + 0.1 * static_cast<double>(r % 7)));
       for (std::int64_t k = 0; k < c.classes; ++k) logits.at(r, k) = from_double<T>(logit(r));
       if (kind(r) == kNaN) {
-        logits.at(r, c.classes / 2) = from_double<T>(std::nan(""));
-        logits.at(r, c.classes - 1) = from_double<T>(std::nan(""));
+        logits.at(r, c.classes / 2) = device_nan<T>();
+        logits.at(r, c.classes - 1) = device_nan<T>();
       }
       if (kind(r) == kInfinite) logits.at(r, 2 * c.classes / 3) = from_double<T>(INFINITY);
     }
@@ -396,6 +404,15 @@ void run_all() {
   }
 }
 
+// beta times log2(e) above the largest number.
+template <class T>
+void run_steepest() {
+  Case c;
+  c.classes = 1;
+  c.tau = sizeof(typename Element<T>::Scalar) == 8 ? 1.5e308 : 3e38;
+  run(name_of("soft-argmax", Type<T>::name, c), [&] { return check_soft_argmax<T>(c); });
+}
+
 // Sums that float32 cannot hold, and weights whose last digit shows.
 template <class T>
 void run_far_apart() {
@@ -417,6 +434,8 @@ int main() {
   run_all<double>();
   if (!quick) run_all<BFloat16>();
   run_all<Half>();
+  run_steepest<float>();
+  run_steepest<double>();
   run_far_apart<float>();
   run_far_apart<double>();
   return summary();
