@@ -371,6 +371,14 @@ void run_all() {
       c.draws = rao ? 2 : 1;
       c.at_once = rao && classes > 2000 ? 1 : 0;
       run<T>(c);
+      if (classes > 2000 && !rao) {
+        // Of a spread that no power of two bridges.
+        c.spread = 100;
+        c.tau = 50;
+        run<T>(c);
+        c.spread = 2;
+        c.tau = 0.7;
+      }
       if (quick && classes > 1000) continue;
       c.at_once = 0;
       c.edges = true;
