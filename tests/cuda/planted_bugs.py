@@ -403,7 +403,6 @@ BUGS = [
     swap("gapped: NaN of the chosen class passes", F, "multiply(chosen, Scalar(0))", "Scalar(0)"),
     swap("gapped: the gap of a likely class", F, "p > Scalar(0.5)", "false"),
     swap("gapped: the gap has no bound", F, "multiply(probability, Scalar(1) - kLess)", "probability"),
-    swap("gapped: 1 - p cancels", F, "multiply_add(probability, kLess, others)", "add(Scalar(1), -p)"),
     # ---- Gumbel-Rao
     swap("Gumbel-Rao: the sample's own noise", Y, "p.rows * p.classes + row.place.row * p.classes", "row.place.row * p.classes"),
     Bug("Gumbel-Rao: all draws alike", Y, "++n, position += step", "++n, position += BUG ? 0 : step"),
