@@ -17,7 +17,7 @@ import gumbel_ext
 pytestmark = pytest.mark.cpu_only(reason="the pictures compare samplers on the CPU")
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
-NAMES = ("samples", "class_bias", "noise_tail", "gradient_error")
+NAMES = ("samples", "class_bias", "noise_tail", "gradient_error", "estimator_error")
 OURS, EAGER, RELAXED = "gumbel_ext", "F.gumbel_softmax", "RelaxedOneHotCategorical"
 
 # Of a whole test, at a random seed; the seeds are fixed.
@@ -156,6 +156,88 @@ def test_eagers_noise_is_the_one_it_draws(module, dtype):
     noise = gradient_error.eager_noise(logits)
     torch.manual_seed(gradient_error.SEED)
     assert torch.equal(((logits + noise) / 0.5).softmax(-1), F.gumbel_softmax(logits, 0.5))
+
+
+@pytest.fixture(scope="module")
+def estimator_errors(module):
+    """By problem, estimator and temperature, of 2^13 draws: bias, deviation, resolution."""
+    data = module("estimator_error").compute(draws=1 << 13, taus=(0.5, 1.0))
+    return by(data["results"], "problem", "estimator", "tau")
+
+
+def unbiased(row):
+    """The squared error of the mean is 17 times its expectation once in 27,000, or less often."""
+    return row["bias"] <= 4 * row["resolution"]
+
+
+def test_which_estimators_have_no_bias(module, estimator_errors):
+    """The score function, wherever the exact gradient is right; ReinMax and ZGR on quadratics."""
+    e = module("estimator_error")
+    for problem in (e.QUADRATIC, e.SINUSOIDS, e.NETWORK):
+        for name in (*e.WITH_TAU, *e.WITHOUT_TAU, e.SCORE_FUNCTION):
+            row = estimator_errors[problem, name, 1.0 if name in e.WITH_TAU else None]
+            none = name == e.SCORE_FUNCTION
+            none |= problem == e.QUADRATIC and name in (e.REINMAX, e.ZGR)
+            assert unbiased(row) == none, (problem, name)
+        assert not unbiased(estimator_errors[problem, e.REINMAX, 0.5])
+
+
+def test_reinmax_at_temperature_1_is_zgr(module, estimator_errors):
+    e = module("estimator_error")
+    for problem in (e.QUADRATIC, e.SINUSOIDS, e.NETWORK):
+        reinmax, zgr = (
+            estimator_errors[problem, e.REINMAX, 1.0],
+            estimator_errors[problem, e.ZGR, None],
+        )
+        assert reinmax["deviation"] == pytest.approx(zgr["deviation"], rel=1e-3)
+        assert reinmax["bias"] == pytest.approx(zgr["bias"], rel=1e-3, abs=1e-3)
+
+
+def test_gumbel_rao_has_one_bias_and_a_variance_that_falls_with_k(module, estimator_errors):
+    """var = E[var(straight-through | D)] / K + var(Rao), so that two values of K give the third."""
+    e = module("estimator_error")
+    for problem in (e.QUADRATIC, e.SINUSOIDS, e.NETWORK):
+        for tau in (0.5, 1.0):
+            through = estimator_errors[problem, e.GUMBEL_SOFTMAX, tau]
+            k1, k10, k100 = (estimator_errors[problem, e.RAO[k], tau] for k in (1, 10, 100))
+            for row in (k1, k10, k100):
+                # Of the norm of a vector of errors; the means of two are compared.
+                limit = 4 * (row["resolution"] + through["resolution"])
+                assert abs(row["bias"] - through["bias"]) < limit
+            # Four standard errors of a deviation, where the kurtosis of the errors is 10.
+            assert k1["deviation"] == pytest.approx(through["deviation"], rel=0.066)
+            one, ten, hundred = (row["deviation"] ** 2 for row in (k1, k10, k100))
+            assert one > ten > hundred
+            rao = (10 * ten - one) / 9
+            assert (one - rao) / 100 + rao == pytest.approx(hundred, rel=0.05)
+
+
+def test_the_mean_of_straight_through_is_the_enumerated_one(module):
+    """Of an estimator that is a function of the discrete sample, the mean is a sum."""
+    e = module("estimator_error")
+    draws = 1 << 13
+    for problem in e.problems().values():
+        z = e.configurations().requires_grad_()
+        (slope,) = torch.autograd.grad(problem.loss(z).sum(), z)
+        p = problem.logits.softmax(-1)
+        probability = (z * p).sum(-1).prod(-1)
+        through = p * (slope - (p * slope).sum(-1, keepdim=True))
+        expected = (probability[:, None, None] * through).sum(0)
+        state = torch.tensor([7, 0])
+        sampled = e.through_sample(problem, lambda x, s=state: e.straight_through(x, s), draws)
+        error = sampled.std(0) / math.sqrt(draws)
+        # 48 numbers at alpha = 1e-4 in all: 4.9 standard errors.
+        assert ((sampled.mean(0) - expected).abs() <= 4.9 * error + 1e-6).all()
+
+
+def test_the_table_of_the_page_is_that_of_the_numbers(module):
+    draw = module("draw")
+    text = draw.PAGE.read_text(encoding="utf-8")
+    for name in NAMES:
+        data = json.loads((FIGURES / f"{name}.json").read_text())
+        assert draw.with_table(text, name, data) == text
+    data["results"][-1]["bias"] = 0.125
+    assert draw.with_table(text, name, data) != text
 
 
 @pytest.mark.parametrize("name", NAMES)

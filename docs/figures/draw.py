@@ -3,7 +3,9 @@
 python docs/figures/draw.py [NAME ...] [--out DIRECTORY] [--redraw]
 
 Without names it makes all of them. Each leaves NAME.png and, with seeds and versions, NAME.json;
---redraw draws from the JSON that is there and computes nothing.
+--redraw draws from the JSON that is there and computes nothing. A table of the numbers goes between
+the lines `<!-- figure: NAME -->` and `<!-- end figure: NAME -->` of figures.md, unless --out says
+where else pictures go.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ sys.path.insert(1, str(HERE.parent.parent / "benchmarks"))
 
 import class_bias  # noqa: E402
 import environment  # noqa: E402
+import estimator_error  # noqa: E402
 import gradient_error  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import noise_tail  # noqa: E402
 import samples  # noqa: E402
 import style  # noqa: E402
 
-FIGURES = {module.__name__: module for module in (samples, class_bias, noise_tail, gradient_error)}
+PAGE = HERE.parent / "figures.md"
+MODULES = (samples, class_bias, noise_tail, gradient_error, estimator_error)
+FIGURES = {module.__name__: module for module in MODULES}
 
 
 def provenance() -> dict[str, Any]:
@@ -45,6 +50,15 @@ def provenance() -> dict[str, Any]:
 def picture(name: str, data: dict[str, Any], path: Path) -> None:
     with plt.rc_context(style.FONT):
         style.save(FIGURES[name].draw(data), path)
+
+
+def with_table(text: str, name: str, data: dict[str, Any]) -> str:
+    """The page with the table of a picture made anew, if the picture has one."""
+    if not hasattr(FIGURES[name], "table"):
+        return text
+    begin, end = f"<!-- figure: {name} -->", f"<!-- end figure: {name} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{FIGURES[name].table(data)}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:
@@ -66,6 +80,9 @@ def main() -> None:
             data = {**provenance(), **FIGURES[name].compute()}
             record.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
         picture(name, data, arguments.out / f"{name}.png")
+        if arguments.out == HERE:
+            page = PAGE.read_text(encoding="utf-8")
+            PAGE.write_text(with_table(page, name, data), encoding="utf-8")
         print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
 
 
