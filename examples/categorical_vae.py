@@ -122,10 +122,10 @@ def test_negative_elbo(model: CategoricalVAE, x: Tensor, samples: int) -> Tensor
     return negative_log_likelihood(model.decode(z), x).mean(0) + kl_to_uniform(logits)
 
 
-def temperature(step: int, steps: int) -> float:
-    """Returns max(TAU_MIN, exp(-r t)), with t held for ANNEAL_EVERY steps at a time."""
-    rate = -math.log(TAU_MIN) / (ANNEAL_UNTIL * steps)
-    return max(TAU_MIN, math.exp(-rate * (step // ANNEAL_EVERY * ANNEAL_EVERY)))
+def temperature(step: int, steps: int, minimum: float = TAU_MIN) -> float:
+    """Returns max(minimum, exp(-r t)), with t held for ANNEAL_EVERY steps at a time."""
+    rate = -math.log(minimum) / (ANNEAL_UNTIL * steps)
+    return max(minimum, math.exp(-rate * (step // ANNEAL_EVERY * ANNEAL_EVERY)))
 
 
 def kl_weight(step: int, steps: int) -> float:

@@ -52,9 +52,10 @@ def test_vae_estimators(tmp_path, monkeypatch):
     import vae_estimators
 
     monkeypatch.setattr(vae_estimators, "TEST_SAMPLES", 5)
-    monkeypatch.setattr(vae_estimators, "LEARNING_RATES", (2e-3,))
+    monkeypatch.setattr(vae_estimators, "LEARNING_RATES", (4e-3,))
+    monkeypatch.setattr(vae_estimators, "TEMPERATURES", (1.0,))
     rows = cells(tmp_path, "vae_estimators", "--steps", "25")
-    assert len(rows) == 4
+    assert len(rows) == 10
     # An untrained model has log 2 for each pixel and a KL of almost nothing.
     for row in rows.values():
         assert max(row["test_nats"] + row["train_nats"]) < 0.9 * 64 * math.log(2)
@@ -176,8 +177,8 @@ def test_score_functions_are_unbiased():
 
     many = 2000
     for name in ("moving average", "leave-one-out"):
-        make = next(m for key, m in vae_estimators.ESTIMATORS.items() if name in key)
-        estimate = make()
+        method = next(m for key, m in vae_estimators.METHODS.items() if name in key)
+        estimate = method.make()
         repeated = logits.expand(many, -1, -1).clone().requires_grad_()
         for _ in range(2):  # the moving average of the first call is the second's baseline
             repeated.grad = None
