@@ -213,6 +213,37 @@ def test_rows_that_are_not_ordinary(estimator, device):
 
 
 @every_estimator
+def test_impossible_classes_and_indices(estimator, device):
+    """A gradient that arrives at a class without probability is not looked at; an index past the
+    classes makes the row NaN."""
+    logits, grad = inputs((6, 21), torch.float32, device)
+    logits[:, 4] = -torch.inf
+    mask = torch.arange(21, device=device) != 9
+    leaf = logits.clone().requires_grad_()
+    y, index = estimator.sample(leaf, mask=mask, return_index=True, rng_state=rng_state())
+    (expected,) = torch.autograd.grad(y, leaf, grad, retain_graph=True)
+    for bad in (torch.nan, torch.inf):
+        spoilt = grad.clone()
+        spoilt[:, [4, 9]] = bad
+        (found,) = torch.autograd.grad(y, leaf, spoilt, retain_graph=True)
+        assert torch.equal(found, expected)
+    assert not expected[:, [4, 9]].any()
+
+    index[2] = 21
+    backward = getattr(_ops, f"{estimator.name}_backward")
+    rest = {
+        "gumbel_rao": (1.0, None, 3, -1, mask, rng_state()),
+        "zgr": (-1, mask),
+        "reinmax": (1.0, None, -1, mask),
+        "gapped_straight_through": (1.0, None, estimator.numbers.get("gap"), -1, mask),
+    }[estimator.name]
+    found = backward(grad, logits, index, *rest)
+    assert found[2].isnan().all()
+    others = torch.arange(6) != 2
+    assert torch.equal(found[others], expected[others])
+
+
+@every_estimator
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (3, 0, 2), ()])
 def test_empty_and_zero_dimensional(estimator, shape, device):
     logits = torch.randn(shape, device=device, requires_grad=True)

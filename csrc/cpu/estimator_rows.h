@@ -23,7 +23,8 @@ class EstimatorRows {
   explicit EstimatorRows(const EstimatorProblem& problem) : p_(problem) {}
 
   // Logits, -inf where the mask forbids and past the end, and d = grad - grad[index], both padded
-  // to whole vectors; whether the row has a gradient, or else `kind` says what takes its place.
+  // to whole vectors; whether the row has a gradient, or else `kind` says what takes its place. The
+  // gradient at an impossible class is not looked at, as 0 times a NaN would be one.
   bool read(std::int64_t row, A* logits, A* d) {
     index = p_.index[row];
     if (index < 0) {
@@ -31,6 +32,10 @@ class EstimatorRows {
       return false;
     }
     const std::int64_t classes = p_.classes;
+    if (index >= classes) {
+      kind = RowKind::kNaN;
+      return false;
+    }
     const Run<const T> x = row_run(p_, p_.logits, row, x_.reserve(classes)),
                        g = row_run(p_, p_.grad, row, g_.reserve(classes));
     Run<const std::uint8_t> allowed{nullptr, nullptr};
@@ -51,7 +56,7 @@ class EstimatorRows {
       bad = bad | either_nan(l, l);
       most = maximum(l, most);
       store(logits + j, l);
-      store(d + j, h);
+      store(d + j, select(equal(l, lowest), nothing, h));
     }
     if (any(bad)) {
       kind = RowKind::kNaN;
