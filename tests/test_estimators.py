@@ -118,7 +118,7 @@ def test_gradient_is_that_of_the_reference(estimator, shape, dim, dtype, device)
 
 
 @every_estimator
-@pytest.mark.parametrize("tau", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("tau", [0.05, 0.5, 1.0, 30.0])
 def test_gradient_at_the_ends_of_temperature(estimator, tau, device):
     check_gradient(estimator, *inputs((40, 17), torch.float32, device), tau, -1)
 

@@ -99,12 +99,12 @@ def _draw_of_the_core(shape: tuple[int, ...], quick: bool) -> FamilyCase:
     return _case("gumbel_softmax", functions, shape, "hard", quick=quick)
 
 
-def _rao(shape: tuple[int, ...], k: int, quick: bool) -> FamilyCase:
+def _rao(shape: tuple[int, ...], k: int, tau: float, quick: bool) -> FamilyCase:
     functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "gumbel_ext": lambda x: gumbel_ext.gumbel_rao(x, 0.5, k),
-        "PyTorch": lambda x: _gumbel_rao(x, 0.5, k),
+        "gumbel_ext": lambda x: gumbel_ext.gumbel_rao(x, tau, k),
+        "PyTorch": lambda x: _gumbel_rao(x, tau, k),
     }
-    return _case("gumbel_rao", functions, shape, f"k = {k}", draws=k, quick=quick)
+    return _case("gumbel_rao", functions, shape, f"k = {k}, tau = {tau}", draws=k, quick=quick)
 
 
 def cases() -> list[FamilyCase]:
@@ -112,7 +112,9 @@ def cases() -> list[FamilyCase]:
     for shape in SHAPES:
         quick = shape == SHAPES[0]
         found.append(_draw_of_the_core(shape, quick))
-        found += [_rao(shape, k, quick and k < 100) for k in (1, 10, 100)]
+        found += [_rao(shape, k, 0.5, quick and k < 100) for k in (1, 10, 100)]
+        # With a power that is not whole, which takes a logarithm and an exponential.
+        found.append(_rao(shape, 100, 0.7, quick=False))
     for shape in SHAPES[:2]:
         quick = shape == SHAPES[0]
         plain: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {

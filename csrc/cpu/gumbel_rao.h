@@ -56,10 +56,14 @@ class GumbelRaoWorker {
   static constexpr A kLargestWeight =
       std::is_same_v<A, float> ? static_cast<A>(0x1p50) : static_cast<A>(0x1p900);
 
+  // How r is made of X: (1 + X)^(-1/tau) where 1/tau is 1 or 2, where it is another number, and
+  // where the weights are logarithms.
+  enum class Form { kReciprocal, kSquaredReciprocal, kPower, kLogarithms };
+
   struct RowState {
     RowKind kind;
     std::int64_t index;
-    bool wide;   // weights are logarithms
+    Form form;
     A exponent;  // -log2(e) / tau
     A scale;     // 1 / (tau draws)
     A at_index;  // what the draws so far add to the gradient at the sample
@@ -78,7 +82,7 @@ class GumbelRaoWorker {
       // Draws go over it all the same.
       std::fill(weight, weight + pitch_, A(0));
       std::fill(d_ + r * pitch_, d_ + (r + 1) * pitch_, A(0));
-      state.wide = false;
+      state.form = Form::kPower;
       state.index = 0;
       state.exponent = state.scale = state.at_index = 0;
       std::fill(total, total + pitch_, A(0));
@@ -99,20 +103,25 @@ class GumbelRaoWorker {
       const F l = load(weight + j), e = load(total + j);
       wide = wide | less(select(equal(l, lowest), sum, e), least);
     }
-    state.wide = any(wide);
+    const double inverse = 1 / tau;
+    state.form = any(wide)      ? Form::kLogarithms
+                 : inverse == 1 ? Form::kReciprocal
+                 : inverse == 2 ? Form::kSquaredReciprocal
+                                : Form::kPower;
+    const bool logarithms = state.form == Form::kLogarithms;
     const F shift = RealTraits<F>::splat(rows_.top),
             log_sum = RealTraits<F>::splat(static_cast<A>(log_of(sum_e)));
     for (std::int64_t j = 0; j < p_.classes; j += kLanes) {
       const F l = load(weight + j);
       const auto never = equal(l, lowest);
-      if (state.wide) {
+      if (logarithms) {
         store(weight + j, log_sum - (l - shift));
       } else {
         store(weight + j, select(never, nothing, sum / select(never, sum, load(total + j))));
       }
       store(total + j, nothing);
     }
-    weight[rows_.index] = state.wide ? N::infinity() : A(0);
+    weight[rows_.index] = logarithms ? N::infinity() : A(0);
   }
 
   void add_draw(std::int64_t row, std::int64_t rows, std::int64_t draw) {
@@ -134,26 +143,33 @@ class GumbelRaoWorker {
   }
 
   // r_j of classes j, ...; `of_index` is 1 / E_i, or its logarithm.
-  template <bool wide, class V>
+  template <Form form, class V>
   static GUMBEL_EXT_INLINE V relative(const V& e, const V& weight, const V& of_index,
                                       const V& exponent) {
     using R = RealTraits<V>;
     const V zero = R::splat(0), one = R::splat(1);
-    if constexpr (wide) {
+    if constexpr (form == Form::kLogarithms) {
       // log(1 + e^v)
       const V v = log_positive(e) + (weight + of_index);
       const V away = select(less(v, zero), v, zero - v);
       const V power = exp_nonpositive(away);
       return exp2_nonpositive((maximum(v, zero) + log_positive(one + power)) * exponent);
     } else {
-      const V x = (e * weight) * of_index;
-      const V r = exp2_nonpositive(log_positive(one + x) * exponent);
+      const V u = fma(e * weight, of_index, one);
+      V r;
+      if constexpr (form == Form::kReciprocal) {
+        r = one / u;
+      } else if constexpr (form == Form::kSquaredReciprocal) {
+        r = one / (u * u);  // 0 where the square is infinite
+      } else {
+        r = exp2_nonpositive(log_positive(u) * exponent);
+      }
       return select(equal(weight, zero), zero, r);
     }
   }
 
   static A factor_of_index(const RowState& state, A e) {
-    if (!state.wide) return A(1) / e;
+    if (state.form != Form::kLogarithms) return A(1) / e;
     A out[kLanes];
     store(out, log_positive(RealTraits<F>::splat(e)));
     return -out[0];
@@ -168,8 +184,21 @@ class GumbelRaoWorker {
     const V of_index = R::splat(factor_of_index(state, span_.one_at(at + state.index)));
     const V e = span_.template at_as<V>(at), weight = load_as<V>(weight_ + r * pitch_),
             d = load_as<V>(d_ + r * pitch_), exponent = R::splat(state.exponent);
-    const V v = __builtin_expect(state.wide, 0) ? relative<true>(e, weight, of_index, exponent)
-                                                : relative<false>(e, weight, of_index, exponent);
+    V v;
+    switch (state.form) {
+      case Form::kReciprocal:
+        v = relative<Form::kReciprocal>(e, weight, of_index, exponent);
+        break;
+      case Form::kSquaredReciprocal:
+        v = relative<Form::kSquaredReciprocal>(e, weight, of_index, exponent);
+        break;
+      case Form::kPower:
+        v = relative<Form::kPower>(e, weight, of_index, exponent);
+        break;
+      case Form::kLogarithms:
+        v = relative<Form::kLogarithms>(e, weight, of_index, exponent);
+        break;
+    }
     const A inverse = A(1) / (A(1) + sum(v));
     const A mean = sum(v * d) * inverse;
     A* total = total_ + r * pitch_;
@@ -205,13 +234,18 @@ class GumbelRaoWorker {
   // r of classes c, ..., c + count - 1, whose noise starts at `at` of the run.
   void fill(std::int64_t r, std::int64_t c, std::int64_t count, std::int64_t at, A of_index,
             A& sum_r, A& sum_rd) {
-    if (__builtin_expect(states_[r].wide, 0)) {
-      fill_as<true>(r, c, count, at, of_index, sum_r, sum_rd);
-    } else {
-      fill_as<false>(r, c, count, at, of_index, sum_r, sum_rd);
+    switch (states_[r].form) {
+      case Form::kReciprocal:
+        return fill_as<Form::kReciprocal>(r, c, count, at, of_index, sum_r, sum_rd);
+      case Form::kSquaredReciprocal:
+        return fill_as<Form::kSquaredReciprocal>(r, c, count, at, of_index, sum_r, sum_rd);
+      case Form::kPower:
+        return fill_as<Form::kPower>(r, c, count, at, of_index, sum_r, sum_rd);
+      case Form::kLogarithms:
+        return fill_as<Form::kLogarithms>(r, c, count, at, of_index, sum_r, sum_rd);
     }
   }
-  template <bool wide>
+  template <Form form>
   void fill_as(std::int64_t r, std::int64_t c, std::int64_t count, std::int64_t at, A of_index,
                A& sum_r, A& sum_rd) {
     using R = RealTraits<F>;
@@ -220,7 +254,7 @@ class GumbelRaoWorker {
     const F factor = R::splat(of_index), exponent = R::splat(states_[r].exponent);
     F all = R::splat(0), with_d = R::splat(0);
     for (std::int64_t j = 0; j < count; j += kLanes) {
-      const F v = relative<wide>(span_.at(at + j), load(weight + j), factor, exponent);
+      const F v = relative<form>(span_.at(at + j), load(weight + j), factor, exponent);
       store(out + j, v);
       all = all + v;
       with_d = fma(v, load(d + j), with_d);
