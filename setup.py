@@ -92,6 +92,7 @@ SOURCES = [
     "csrc/concrete_density.cpp",
     "csrc/decoupled_gumbel_softmax.cpp",
     "csrc/embedding.cpp",
+    "csrc/embedding_lookup.cpp",
     "csrc/estimators.cpp",
     "csrc/layouts.cpp",
     "csrc/library.cpp",

@@ -3,8 +3,9 @@
 //     logits [*A, G * V, *B], codebook [V, D] or [G, V, D]
 //     -> out [*A, G * D, *B], index [*A, *B] or [*A, G, *B]
 //
-// embedding.cpp walks through the logits in tiles of rows, so that no call needs more than a tile
-// besides what it returns; what it asks of a device is in LookupKernels.
+// embedding_lookup.cpp walks through the logits in tiles of rows, so that no call needs more than a
+// tile besides what it returns; what it asks of a device is in LookupKernels. embedding.cpp has
+// what does not depend on the device: arguments, shapes and derivatives.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +13,9 @@
 #include "arguments.h"
 
 namespace gumbel_ext {
+
+inline constexpr const char* kLookup = "gumbel_embedding";
+inline constexpr const char* kLookupBackward = "gumbel_embedding_backward";
 
 struct LookupKernels {
   // Rows of the codebook [G, V, D] for codes [N, G], contiguous: [N, G, D]. Code -1 gives zeros,
@@ -39,9 +43,30 @@ struct LookupKernels {
   }
 };
 
+// The arguments of the op and of its backward; both return `dim` counted from the front.
+int64_t check_lookup(const char* op, const at::Tensor& logits, const at::Tensor& weight, double tau,
+                     const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+                     const std::optional<at::Generator>& generator, const OptionalTensor& rng_state,
+                     at::OptionalSymIntArrayRef positions);
+int64_t check_lookup_backward(const at::Tensor& grad, const at::Tensor& logits,
+                              const at::Tensor& weight, const at::Tensor& index, double tau,
+                              const OptionalTensor& tau_tensor, int64_t dim,
+                              const OptionalTensor& mask, const at::Tensor& rng_state,
+                              at::OptionalSymIntArrayRef positions);
+
+// logits' shape with another size in the place of dim.
+c10::SymDimVector shape_with(const at::Tensor& logits, int64_t dim, const c10::SymInt& size);
+c10::SymInt lookup_groups(const at::Tensor& weight);
+c10::SymDimVector lookup_shape(const at::Tensor& logits, const at::Tensor& weight, int64_t dim);
+c10::SymDimVector lookup_index_shape(const at::Tensor& logits, const at::Tensor& weight,
+                                     int64_t dim);
+
 // In PyTorch's ops: LookupKernels::gather and ::sum_by_code on any device.
 at::Tensor gather_of_ops(const at::Tensor& codebook, const at::Tensor& codes);
 at::Tensor sum_by_code_of_ops(const at::Tensor& rows, const at::Tensor& codes, int64_t classes);
+
+// The type computed in of what both are promoted to.
+at::ScalarType widest_type(at::ScalarType logits, at::ScalarType codebook);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> lookup(
     const LookupKernels& kernels, const at::Tensor& logits, const at::Tensor& weight, double tau,
