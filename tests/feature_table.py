@@ -20,6 +20,11 @@ OPS = (
     "straight_through_softmax",
     "soft_argmax",
     "decoupled_gumbel_softmax",
+    "gumbel_rao",
+    "zgr",
+    "reinmax",
+    "gapped_straight_through",
+    "gumbel_embedding",
 )
 MODES = ("eager", "compiled", "exported")
 # Sections in order: title, and the files whose tests are listed there.
@@ -45,6 +50,8 @@ RELATIVES = (
     "test_straight_through_softmax",
     "test_soft_argmax",
     "test_temperature",
+    "test_estimators",
+    "test_embedding_ops",
 )
 HEAD = """# What works where
 

@@ -249,3 +249,10 @@ class DispatchLog(TorchDispatchMode):
         if func.namespace == "gumbel_ext":
             self.names.append(func._opname)
         return func(*args, **(kwargs or {}))
+
+
+def lookup_inputs(shape, book, device, dtype=torch.float32, weight_dtype=None):
+    """Logits and a codebook of shape `book`."""
+    logits = torch.randn(shape, dtype=torch.float64)
+    weight = torch.randn(book, dtype=torch.float64)
+    return logits.to(device, dtype), weight.to(device, weight_dtype or dtype)

@@ -73,6 +73,11 @@ def inputs(shape, dtype, device, spread=2.0):
     )
 
 
+def feature(name, mode="eager"):
+    names = ("gumbel_rao", "zgr", "reinmax", "gapped_straight_through")
+    return pytest.mark.feature(name, ops=names, modes=(mode,))
+
+
 def expected_gradient(estimator, logits, index, grad, tau, dim, mask=None):
     exact = logits.detach().cpu().double().requires_grad_()
     tau = tau.cpu().double() if isinstance(tau, torch.Tensor) else tau
@@ -255,6 +260,8 @@ def test_empty_and_zero_dimensional(estimator, shape, device):
     assert not logits.grad.any()
 
 
+@feature("torch.func grad")
+@feature("torch.func jvp")
 @every_estimator
 def test_derivatives_of_the_gradient(estimator, device):
     """The product is linear in the incoming gradient and symmetric; no other derivative is made."""
@@ -294,6 +301,7 @@ def test_a_gradient_of_tau_is_refused(estimator, device):
         torch.func.grad(lambda t: estimator.sample(logits, t).sum())(tau.detach())
 
 
+@feature("torch.library.opcheck")
 @every_estimator
 def test_opcheck(estimator, device):
     logits, grad = inputs((3, 5), torch.float32, device)
@@ -315,6 +323,8 @@ def test_opcheck(estimator, device):
     )
 
 
+@feature("torch.compile(fullgraph=True), forward and backward", "compiled")
+@feature("torch.compile(dynamic=True)", "compiled")
 @every_estimator
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_in_one_graph(estimator, dynamic, device):
@@ -341,6 +351,14 @@ def test_compiled_in_one_graph(estimator, dynamic, device):
     assert not torch.equal(a, b)
 
 
+@feature("vmap randomness=error")
+@feature("vmap randomness=same")
+@feature("vmap randomness=different")
+@feature("vmap with rng_state")
+@feature("vmap over rng_state")
+@feature("vmap of grad, per-sample gradients")
+@feature("grad of vmap")
+@feature("vmap in_dims, out_dims")
 @every_estimator
 def test_vmap(estimator, device):
     logits, grad = inputs((3, 4, 6), torch.float64, device)
