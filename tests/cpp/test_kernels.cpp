@@ -20,6 +20,7 @@
 #include "binary_kernels.h"
 #include "cpu/execute.h"
 #include "density_kernels.h"
+#include "estimator_kernels.h"
 #include "log_row_kernels.h"
 #include "noiseless_kernels.h"
 #include "soft_argmax_kernels.h"
@@ -500,6 +501,7 @@ void each_family(bool quick, Use use) {
   use("log-space gradient", some_of(log_gradient_cases(), quick), kLogRowVariants,
       compute_log_gradient);
   use("density", some_of(density_cases(), quick), kDensityVariants, compute_density);
+  use("estimator", some_of(estimator_cases(), quick), kEstimatorVariants, compute_estimator);
   use("expected position", some_of(position_cases(), quick), kPositionVariants, compute_positions);
   use("without noise", some_of(noiseless_cases(), quick), kNoiselessVariants, compute_noiseless);
 }
