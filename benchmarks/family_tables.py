@@ -43,11 +43,12 @@ def section(document: dict[str, Any], page: str) -> str:
                     row["dtype"] if first else "",
                     row["contender"],
                     number(row["microseconds_per_call"]["median"]),
+                    number(row["median_ns_per_element"]),
                     "1" if first else f"{number(ratio['median'])}",
                     *([number(peak / 1e6) if peak else ""] if memory else []),
                 ]
             )
-    header = ["operation", "shape", "dtype", "", "µs a call", "times ours"]
+    header = ["operation", "shape", "dtype", "", "µs a call", "ns an element", "times ours"]
     header += ["peak MB"] if memory else []
     machine, versions = document["machine"], document["versions"]
     threads = document["threads"]
