@@ -55,8 +55,6 @@ def programs():
             *("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"),
             *("-S", ROOT, "-B", FOLDER, "-DCMAKE_BUILD_TYPE=Release"),
             *("-DGUMBEL_EXT_CUDA=OFF", "-DGUMBEL_EXT_TESTS=ON"),
-            # Half the time to compile of -O3, and the same bits.
-            "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
             f"-DTorch_DIR={torch.utils.cmake_prefix_path}/Torch",
             f"-DPython_EXECUTABLE={sys.executable}",
         )
