@@ -128,3 +128,18 @@ def check_optional(
             f"{function}: generator cannot be an input of an exported program; pass rng_state"
         )
     check_not_recomputed(function, generator)
+
+
+def checked_state(
+    function: str,
+    logits: Tensor,
+    dim: int,
+    mask: Tensor | None,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
+) -> Tensor | None:
+    """Checks what all samplers of a row have in common; returns the state as the op reads it."""
+    check_local(function, "logits", logits)
+    check_dim(function, dim)
+    check_optional(function, mask, generator, rng_state, logits.device)
+    return state_beside(rng_state, logits.device)

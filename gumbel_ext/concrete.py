@@ -13,13 +13,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
-from gumbel_ext._arguments import (
-    check_dim,
-    check_local,
-    check_optional,
-    split_tau,
-    state_beside,
-)
+from gumbel_ext._arguments import check_dim, check_local, checked_state, split_tau
 from gumbel_ext._random_ops import keep_equal_calls_apart
 
 __all__ = ["concrete_log_prob", "gumbel_log_softmax"]
@@ -92,10 +86,7 @@ def gumbel_log_softmax(
             rng_state=rng_state,
         )
         return overridden
-    check_local("gumbel_log_softmax", "logits", logits)
-    check_dim("gumbel_log_softmax", dim)
-    check_optional("gumbel_log_softmax", mask, generator, rng_state, logits.device)
-    rng_state = state_beside(rng_state, logits.device)
+    rng_state = checked_state("gumbel_log_softmax", logits, dim, mask, generator, rng_state)
     tau_number, tau_tensor = split_tau("gumbel_log_softmax", tau)
     log_y: Tensor = _gumbel_log_softmax(
         logits, tau_number, tau_tensor, dim, mask, generator, rng_state

@@ -13,13 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 # registers torch.vmap's rules
 from gumbel_ext import _functorch_embedding as _functorch_embedding
-from gumbel_ext._arguments import (
-    check_dim,
-    check_local,
-    check_optional,
-    split_tau,
-    state_beside,
-)
+from gumbel_ext._arguments import check_local, checked_state, split_tau
 
 __all__ = ["gumbel_embedding"]
 
@@ -161,11 +155,8 @@ def gumbel_embedding(
             rng_state=rng_state,
         )
         return overridden
-    check_local("gumbel_embedding", "logits", logits)
+    rng_state = checked_state("gumbel_embedding", logits, dim, mask, generator, rng_state)
     check_local("gumbel_embedding", "weight", weight)
-    check_dim("gumbel_embedding", dim)
-    check_optional("gumbel_embedding", mask, generator, rng_state, logits.device)
-    rng_state = state_beside(rng_state, logits.device)
     tau_number, tau_tensor = split_tau("gumbel_embedding", tau)
     out, index, _ = _gumbel_embedding(
         logits, weight, tau_number, tau_tensor, hard, dim, mask, generator, rng_state

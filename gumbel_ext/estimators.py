@@ -20,14 +20,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gumbel_ext import _functorch_estimators as _functorch_estimators  # torch.vmap's rules
-from gumbel_ext._arguments import (
-    check_count,
-    check_dim,
-    check_local,
-    check_optional,
-    split_tau,
-    state_beside,
-)
+from gumbel_ext._arguments import check_count, checked_state, split_tau
 from gumbel_ext._random_ops import keep_equal_calls_apart
 
 __all__ = ["gapped_straight_through", "gumbel_rao", "reinmax", "zgr"]
@@ -40,21 +33,6 @@ _gumbel_rao = torch.ops.gumbel_ext.gumbel_rao.default
 _zgr = torch.ops.gumbel_ext.zgr.default
 _reinmax = torch.ops.gumbel_ext.reinmax.default
 _gapped_straight_through = torch.ops.gumbel_ext.gapped_straight_through.default
-
-
-def _checked_state(
-    function: str,
-    logits: Tensor,
-    dim: int,
-    mask: Tensor | None,
-    generator: torch.Generator | None,
-    rng_state: Tensor | None,
-) -> Tensor | None:
-    """Checks what all four have in common; returns the state as the op reads it."""
-    check_local(function, "logits", logits)
-    check_dim(function, dim)
-    check_optional(function, mask, generator, rng_state, logits.device)
-    return state_beside(rng_state, logits.device)
 
 
 @overload
@@ -185,7 +163,7 @@ def gumbel_rao(
         return overridden
     check_count("gumbel_rao", "k", k, 1)
     tau_number, tau_tensor = split_tau("gumbel_rao", tau)
-    rng_state = _checked_state("gumbel_rao", logits, dim, mask, generator, rng_state)
+    rng_state = checked_state("gumbel_rao", logits, dim, mask, generator, rng_state)
     y: Tensor
     index: Tensor
     y, index = _gumbel_rao(
@@ -291,7 +269,7 @@ def zgr(
             rng_state=rng_state,
         )
         return overridden
-    rng_state = _checked_state("zgr", logits, dim, mask, generator, rng_state)
+    rng_state = checked_state("zgr", logits, dim, mask, generator, rng_state)
     y: Tensor
     index: Tensor
     y, index = _zgr(logits, dim, mask, return_index, generator, rng_state)
@@ -406,7 +384,7 @@ def reinmax(
         )
         return overridden
     tau_number, tau_tensor = split_tau("reinmax", tau)
-    rng_state = _checked_state("reinmax", logits, dim, mask, generator, rng_state)
+    rng_state = checked_state("reinmax", logits, dim, mask, generator, rng_state)
     y: Tensor
     index: Tensor
     y, index = _reinmax(
@@ -533,7 +511,7 @@ def gapped_straight_through(
         if isinstance(gap, bool) or not isinstance(gap, (int, float)):
             raise TypeError(f"gapped_straight_through: gap must be a number or None, got {gap!r}")
         gap = float(gap)
-    rng_state = _checked_state("gapped_straight_through", logits, dim, mask, generator, rng_state)
+    rng_state = checked_state("gapped_straight_through", logits, dim, mask, generator, rng_state)
     y: Tensor
     index: Tensor
     y, index = _gapped_straight_through(
