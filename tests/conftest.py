@@ -1,4 +1,9 @@
+import os
+import runpy
+from pathlib import Path
+
 import hypothesis
+import oracle
 import pytest
 import torch
 from feature_table import FeatureTable
@@ -19,9 +24,10 @@ def pytest_addoption(parser):
     )
     parser.addoption(
         "--device",
-        choices=("cpu", "cuda"),
+        choices=("cpu", "cuda", "emulated"),
         default="cpu",
-        help="where the tests put their tensors (default cpu)",
+        help="where the tests put their tensors (default cpu); emulated: on the CPU, but the "
+        "operators run the kernels for CUDA, emulated",
     )
 
 
@@ -29,7 +35,8 @@ def pytest_configure(config):
     for marker in (
         "slow: takes minutes or many GB; runs with --slow",
         "cpu_only(reason): about the CPU kernels alone; skipped with --device cuda",
-        "cuda_only: needs a GPU; runs with --device cuda",
+        "cuda_only: about the CUDA kernels; runs with --device cuda or emulated",
+        "gpu_only(reason): needs hardware, not only the kernels; skipped with --device emulated",
         "sanitizer: small; also run under compute-sanitizer",
         "feature(name, *, ops, modes): a cell of docs/features.md that this test vouches for",
     ):
@@ -44,16 +51,32 @@ def pytest_configure(config):
                 "--device cuda: gumbel_ext was built without CUDA; "
                 "run: FORCE_CUDA=1 pip install --no-build-isolation ."
             )
+    if config.getoption("--device") == "emulated":
+        torch.ops.load_library(emulated_library())
+        torch.ops.gumbel_ext_emulated.take_over()
+        oracle.emulated = True
+
+
+def emulated_library():
+    """Path of the operators for CUDA, emulated: GUMBEL_EXT_EMULATED_CUDA, or built if need be."""
+    built = os.environ.get("GUMBEL_EXT_EMULATED_CUDA")
+    if built:
+        return built
+    script = runpy.run_path(str(Path(__file__).parent / "cuda" / "emulated" / "build.py"))
+    return str(script["build"](script["default_folder"]()))
 
 
 def pytest_collection_modifyitems(config, items):
-    on_cuda = config.getoption("--device") == "cuda"
+    device = config.getoption("--device")
     for item in items:
-        cpu_only = item.get_closest_marker("cpu_only")
-        if cpu_only and on_cuda:
+        cpu_only, gpu_only = map(item.get_closest_marker, ("cpu_only", "gpu_only"))
+        if cpu_only and device != "cpu":
             reason = cpu_only.kwargs.get("reason", "the CPU kernels alone")
             item.add_marker(pytest.mark.skip(reason=f"cpu_only: {reason}"))
-        if item.get_closest_marker("cuda_only") and not on_cuda:
+        if gpu_only and device == "emulated":
+            reason = gpu_only.kwargs.get("reason", "the hardware, not only the kernels")
+            item.add_marker(pytest.mark.skip(reason=f"gpu_only: {reason}"))
+        if (item.get_closest_marker("cuda_only") or gpu_only) and device == "cpu":
             item.add_marker(pytest.mark.skip(reason="needs a GPU: run with --device cuda"))
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
@@ -62,7 +85,9 @@ def pytest_collection_modifyitems(config, items):
 def pytest_generate_tests(metafunc):
     # As a parameter, so that the names of the tests carry the device.
     if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", [metafunc.config.getoption("--device")], indirect=True)
+        device = metafunc.config.getoption("--device")
+        where = "cpu" if device == "emulated" else device
+        metafunc.parametrize("device", [where], ids=[device], indirect=True)
 
 
 # For the whole session, so that hypothesis may share it among the examples of a test.

@@ -28,6 +28,15 @@ def rng_state(seed=SEED, offset=OFFSET, device="cpu"):
     return torch.tensor([as_int64(seed), as_int64(offset)], device=device)
 
 
+# Set by conftest.py for --device emulated: operators on tensors of the CPU run the CUDA kernels.
+emulated = False
+
+
+def runs_cpu_kernels(device):
+    """Whether the kernels for the CPU run there, whose results are promised more exactly."""
+    return torch.device(device).type == "cpu" and not emulated
+
+
 def default_rng_state(device):
     """The state of the generator that calls on this device read unless they are given one."""
     return torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()

@@ -47,7 +47,7 @@ class BinaryCall {
   // on the device that is not positive and finite becomes NaN.
   void set_tau(double tau, const OptionalTensor& tau_tensor) {
     const bool is_double = like_.scalar_type() == at::kDouble;
-    const bool known = tau_tensor && tau_tensor->is_cpu() && tau_tensor->numel() == 1;
+    const bool known = tau_tensor && on_host(*tau_tensor) && tau_tensor->numel() == 1;
     if (known) {
       const at::Tensor value = tau_tensor->to(at::kDouble);
       check_tau_values(op_, value);

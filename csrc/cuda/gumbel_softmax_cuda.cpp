@@ -194,11 +194,11 @@ OptionalTensor part_of(const Pieces& pieces, const OptionalTensor& whole) {
 }
 // A number on the CPU stays one.
 OptionalTensor tau_of_rows(const OptionalTensor& tau, const at::Tensor& logits, int64_t dim) {
-  return tau && tau->is_cpu() ? tau
+  return tau && on_host(*tau) ? tau
                               : expanded(tau, c10::SymIntArrayRef(shape_reduced(logits, dim)));
 }
 OptionalTensor tau_of(const Pieces& pieces, const OptionalTensor& tau) {
-  return tau && tau->is_cpu() ? tau : part_of(pieces, tau);
+  return tau && on_host(*tau) ? tau : part_of(pieces, tau);
 }
 
 class Call {

@@ -26,6 +26,16 @@ inline ElementType element_type(at::ScalarType type) {
   }
 }
 
+// Whether a look at its values waits for no device. Under emulation the device's tensors are the
+// CPU's: only a single number, which may be the CPU's beside a GPU too, counts as one of the host.
+inline bool on_host(const at::Tensor& t) {
+#if defined(GUMBEL_EXT_EMULATE_CUDA)
+  return t.dim() == 0;
+#else
+  return t.is_cpu();
+#endif
+}
+
 // A call reserves two Philox blocks, eight words, of the generator.
 constexpr std::uint64_t kWordsPerCall = 8;
 
@@ -33,7 +43,7 @@ inline RandomSource random_source(const std::optional<at::Generator>& generator,
                                   const OptionalTensor& rng_state, at::Tensor& on_device) {
   RandomSource source{};
   if (rng_state) {
-    if (rng_state->is_cpu()) {
+    if (on_host(*rng_state)) {
       const at::Tensor values = rng_state->contiguous();
       source.seed = static_cast<std::uint64_t>(values.const_data_ptr<int64_t>()[0]);
       source.offset = static_cast<std::uint64_t>(values.const_data_ptr<int64_t>()[1]);
@@ -82,7 +92,7 @@ inline double clamped_factor(double value, bool is_double) {
 // needs no copy there, and is what a number becomes under torch.compile.
 inline std::optional<double> known_tau(double tau, const OptionalTensor& tau_tensor) {
   if (!tau_tensor) return tau;
-  if (tau_tensor->is_cpu() && tau_tensor->numel() == 1) return tau_tensor->item<double>();
+  if (on_host(*tau_tensor) && tau_tensor->numel() == 1) return tau_tensor->item<double>();
   return std::nullopt;
 }
 
