@@ -240,7 +240,7 @@ soft_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   for (int j = 0; j < kColumnsPerLane; ++j) {
     const Best<Scalar>& best = total[j].best;
     int index = best.index;
-    factor[j] = reciprocal(total[j].sum);
+    factor[j] = refined_reciprocal(total[j].sum);
     special[j] = j < view.columns && (!(total[j].sum < infinity<Scalar>()) ||
                                       best.value == infinity<Scalar>() || index == kNoIndex);
     if (special[j]) {

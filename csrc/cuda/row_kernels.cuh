@@ -88,7 +88,7 @@ soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
 
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
     const Scalar sum = exponentiate(team, held, top, tau.exponent_scale);
-    Scalar factor = reciprocal(sum);
+    Scalar factor = refined_reciprocal(sum);
     bool settled = false;
     if (team.any(sum != sum)) {
       int settled_index = top > -infinity<Scalar>() ? index : kNoIndex;
@@ -223,7 +223,7 @@ backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     if constexpr (kGroups * kGroup > 8) keep_in_register(row.lead);
     Held::load(team, row, p.grad, narrowed<T>(0), grad);
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
-    const Scalar factor = reciprocal(exponentiate(team, held, top, tau.exponent_scale));
+    const Scalar factor = refined_reciprocal(exponentiate(team, held, top, tau.exponent_scale));
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
 #pragma unroll

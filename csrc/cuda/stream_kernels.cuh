@@ -95,7 +95,7 @@ soft_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
           merge_partials(team, p, r, RunningSum<Scalar>{Best<Scalar>::none(), Scalar(0)}, merge);
     }
     int index = total.best.index;
-    Scalar factor = reciprocal(total.sum);
+    Scalar factor = refined_reciprocal(total.sum);
     const Scalar top = total.best.value;
     // NaN or +inf among the logits, a tau that is none, or nothing above -inf.
     const bool special = !(total.sum < infinity<Scalar>()) || index == kNoIndex;
