@@ -1,10 +1,10 @@
-"""Choices without noise on a GPU: the CPU's results, the same bits in every run, no waiting."""
+"""Choices without noise on a GPU: values and gradients, the same bits in every run, no waiting."""
 
 import pytest
 import torch
 from oracle import DTYPES, accumulation_eps, eps, smallest
 
-from gumbel_ext import soft_argmax, straight_through_softmax
+from gumbel_ext import _reference, soft_argmax, straight_through_softmax
 
 pytestmark = pytest.mark.cuda_only
 
@@ -43,24 +43,45 @@ def draw(shape, dim, dtype):
     return logits, grad, tau, torch.rand(shape) < 0.7
 
 
+def expected_results(logits, grad, tau, dim, mask=None):
+    """What ``train`` returns, in float64."""
+    leaf, tau = (t.detach().double().requires_grad_() for t in (logits, tau))
+    y, index = _reference.straight_through_softmax(leaf, tau, dim, mask=mask)
+    expected = _reference.soft_argmax(leaf, tau, dim)
+    of_rows = grad.select(dim, 0).double()
+    return (
+        y.detach(),
+        index,
+        expected.detach(),
+        *torch.autograd.grad(y, (leaf, tau), grad.double()),
+        *torch.autograd.grad(expected, (leaf, tau), of_rows),
+    )
+
+
+def unaligned(t, device):
+    return torch.cat([t.new_zeros(1), t.flatten()]).to(device)[1:].view(t.shape)
+
+
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
-def test_results_are_the_cpus(device, shape, dim, dtype):
+def test_results_are_the_references(device, shape, dim, dtype):
     logits, grad, tau, mask = draw(shape, dim, dtype)
-    ours = train(logits.to(device), grad.to(device), tau.to(device), dim, mask.to(device))
-    theirs = train(logits, grad, tau, dim, mask)
-    assert torch.equal(ours[0].cpu(), theirs[0])
-    assert torch.equal(ours[1].cpu(), theirs[1])
-    # Exponents are of size 12 / tau, and a mean of positions is as exact as they are far apart.
-    near, classes = 64 * accumulation_eps(dtype), shape[dim]
-    for at, extent in ((2, classes), (3, 1), (4, 40), (5, classes), (6, 4 * classes)):
-        size = extent * max(1, float(grad.abs().max())) / float(tau.min()) ** 2
-        allowed = near * size + (2 * eps(dtype) * theirs[at].double().abs() if at in (3, 5) else 0)
-        off = (ours[at].cpu().double() - theirs[at].double()).abs()
-        assert (off <= allowed + smallest(dtype) * extent).all()
+    theirs = expected_results(logits, grad, tau, dim, mask)
+    for lay in (torch.Tensor.to, unaligned):
+        ours = train(*(lay(t, device) for t in (logits, grad, tau)), dim, lay(mask, device))
+        assert torch.equal(ours[0].cpu().double(), theirs[0])
+        assert torch.equal(ours[1].cpu(), theirs[1])
+        # Exponents are of size 12 / tau; a mean of positions is as exact as they are far apart.
+        near, classes = 64 * accumulation_eps(dtype), shape[dim]
+        for at, extent in ((2, classes), (3, 1), (4, 40), (5, classes), (6, 4 * classes)):
+            size = extent * max(1, float(grad.abs().max())) / float(tau.min()) ** 2
+            allowed = near * size + (2 * eps(dtype) * theirs[at].abs() if at in (3, 5) else 0)
+            off = (ours[at].cpu().double() - theirs[at]).abs()
+            assert (off <= allowed + smallest(dtype) * extent).all()
 
 
+@pytest.mark.gpu_only(reason="CUDA graphs")
 @pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
 def test_runs_give_the_same_bits_and_graphs_too(device, shape, dim):
     arguments = [t.to(device) for t in draw(shape, dim, torch.float32)]
@@ -80,6 +101,7 @@ def test_runs_give_the_same_bits_and_graphs_too(device, shape, dim):
             assert torch.equal(a, b)
 
 
+@pytest.mark.gpu_only(reason="waiting")
 def test_host_never_waits(device):
     logits, grad, tau, mask = (t.to(device) for t in draw((40, 33), -1, torch.float32))
     torch.cuda.synchronize()
@@ -121,6 +143,7 @@ def test_values_that_cannot_raise_make_a_nan_row(device):
     assert backward[2:].isfinite().all()
 
 
+@pytest.mark.gpu_only(reason="memory statistics")
 def test_nothing_but_the_results_is_stored(device):
     logits = torch.randn(64, 50_000, device=device, requires_grad=True)
     grad = torch.randn_like(logits)
