@@ -65,7 +65,7 @@ def test_noise_words_are_the_cpus(device, record_property, kind, seed, offset):
     unit = eps(torch.float64) * theirs.abs().clamp(min=1)
     assert ((ours - theirs).abs() <= unit).all()
     same = (ours == theirs).double().mean().item()
-    record_property("float64 noise with the same bits", same)
+    record_property("least share of float64 noise with the same bits", same)
     assert same > 0.99
 
 

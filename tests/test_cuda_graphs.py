@@ -8,6 +8,7 @@ from device_calls import DRAWING, OF_A_STATE, WITHOUT_NOISE, draw_inputs
 from oracle import rng_state
 
 import gumbel_ext
+from gumbel_ext.nn import GumbelVectorQuantizer
 
 PRODUCTS = {"embedding_soft", "embedding_hard", "vector_quantizer"}
 pytestmark = [pytest.mark.cuda_only, pytest.mark.gpu_only(reason="CUDA graphs")]
@@ -125,7 +126,7 @@ def test_every_operator_reads_new_values_at_each_replay(device, name, dtype, whe
 
 
 def test_the_vector_quantizer(device, hard):
-    layer = gumbel_ext.GumbelVectorQuantizer(8, 40, 2, 6, temperature=0.7, hard=hard).to(device)
+    layer = GumbelVectorQuantizer(8, 40, 2, 6, temperature=0.7, hard=hard).to(device)
     features = torch.randn(30, 8).to(device)
     weight = torch.randn(30, 6).to(device)
 
