@@ -1,30 +1,27 @@
 """Time and peak memory of gumbel_ext on a GPU beside its peers -> one JSON file.
 
-python benchmarks/bench_cuda.py [--quick] [--cases PATTERN] [--dry-run] [--output FILE]
+python benchmarks/bench_cuda.py [--quick] [--cases PATTERN] [--dry-run] [--rehearse] [--output FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
-import gc
 import math
-import re
-import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Iterable
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import environment
+import gpu_run
 import torch
-from bench_cpu import FORMAT, Progress, dump, rows, spread
+from bench_cpu import rows, spread
 from cases import Case, Inputs, bind, check, functions, workloads
 from environment import rounded
+from gpu import Device
+from gpu_run import Skipped, copier, runnable
 from labels import (
+    COMPILED_CLASSES,
     CONTROL,
     COPY,
     CUDA_LAUNCHES,
@@ -38,18 +35,17 @@ from labels import (
     IN_A_GRAPH,
     INDEX,
     INNER_DIM,
+    REGIMES,
     SOFT_BACKWARD,
     SOFT_FORWARD,
     SOFT_TRAIN,
     SOFTMAX,
 )
-from timing import CALLS_IN_A_ROW, Budget, CacheFlush, Call, Measurement, measure_on_gpu
-from torch._functorch import config as functorch_config
+from regimes import KERNELS_OF, regimes
+from timing import CALLS_IN_A_ROW, Budget, Call, Measurement, measure_on_gpu
 
-RESULTS = Path(__file__).resolve().parent / "results"
-
-FULL = Budget(seconds=0.4, min_rounds=9, max_rounds=200)
-QUICK = Budget(seconds=0.2, min_rounds=5, max_rounds=60)
+# The kernels' own time, not a race: less is enough.
+OF_A_REGIME = Budget(seconds=0.05, min_rounds=9, max_rounds=50)
 
 # Tensors of the size of the logits that an operator must read and write at least.
 TENSORS_MOVED = {
@@ -76,8 +72,10 @@ CALLS_IN_A_GRAPH = 20
 def all_cases() -> list[Case]:
     """The most telling ones first: a run that is cut short has them."""
     control = [Case("control", CONTROL, (16384, 1024), quick=True)]
-    cases = [*control, *shapes(), *launches(), *long_rows(), *other_dims(), *users()]
-    return sorted(cases, key=lambda case: not case.quick)
+    told = [*control, *shapes(), *launches(), *long_rows(), *other_dims()]
+    first = [case for case in [*told, *memory_cases()] if case.quick]
+    rest = [case for case in [*told, *memory_cases()] if not case.quick]
+    return [*first, *of_regimes(), *rest, *short_rows(), *users()]
 
 
 def shapes() -> Iterable[Case]:
@@ -85,11 +83,11 @@ def shapes() -> Iterable[Case]:
     forwards, backwards = (SOFT_FORWARD, HARD_FORWARD, INDEX), (SOFT_BACKWARD, HARD_BACKWARD)
     for dtype in DTYPES:
         for shape in CUDA_SHAPES:
-            middle = shape[1] in (1024, 16384)
+            middle = shape[1] in COMPILED_CLASSES
             for op in (*forwards, *backwards):
                 # Compiling takes seconds a case, much longer than measuring it.
-                often = "always" if shape[1] == 1024 else "full"
-                compiled = often if middle and dtype != "float16" else "never"
+                often = "always" if shape[1] == 1024 and dtype != "float16" else "full"
+                compiled = often if middle else "never"
                 quick = dtype == "float32" or (dtype == "bfloat16" and middle)
                 yield Case("shapes", op, shape, dtype, compiled=compiled, quick=quick)
             if middle and dtype != "float16":
@@ -114,21 +112,36 @@ def launches() -> Iterable[Case]:
 def long_rows() -> Iterable[Case]:
     """Fewer rows than a GPU has multiprocessors."""
     few: list[tuple[int, int]] = [(1, 1 << 22), (4, 1 << 17), (32, 1 << 17), (16, 128_256)]
-    for shape in few:
-        for dtype in ("float32", "bfloat16"):
-            for op in (SOFT_FORWARD, HARD_FORWARD, INDEX, SOFT_BACKWARD, HARD_BACKWARD):
+    for dtype in DTYPES:
+        for shape in few:
+            for op in KERNELS_OF:
                 quick = shape[0] == 4 and dtype == "float32"
                 yield Case("long rows", op, shape, dtype, quick=quick)
 
 
+def short_rows() -> Iterable[Case]:
+    """Many rows of few classes."""
+    for dtype in DTYPES:
+        for shape in ((1 << 23, 2), (1 << 21, 10), (1 << 20, 32)):
+            for op in KERNELS_OF:
+                yield Case("short rows", op, shape, dtype)
+
+
 def other_dims() -> Iterable[Case]:
-    for shape in (INNER_DIM, (64, 32, 56, 56), (16, 4096, 16)):
-        for dtype in ("float32", "bfloat16"):
-            for op in (SOFT_FORWARD, HARD_FORWARD, INDEX, SOFT_BACKWARD, HARD_BACKWARD):
+    for dtype in DTYPES:
+        for shape in (INNER_DIM, (64, 32, 56, 56), (16, 4096, 16)):
+            for op in KERNELS_OF:
                 quick = shape == INNER_DIM and dtype == "float32"
                 yield Case("layouts", op, shape, dtype, dim=1, quick=quick)
     for op in (SOFT_FORWARD, HARD_FORWARD):
         yield Case("layouts", op, (16384, 1024), variant="mask")
+
+
+def of_regimes() -> Iterable[Case]:
+    """Every kernel of the table in docs/, beside a copy."""
+    found = [(op, regime) for op in KERNELS_OF for regime in regimes(op)]
+    for op, regime in sorted(found, key=lambda pair: pair[1].dtype == "float64"):
+        yield Case(REGIMES, op, regime.shape, regime.dtype, dim=regime.dim, workload=regime.name)
 
 
 def users() -> Iterable[Case]:
@@ -153,6 +166,7 @@ def memory_cases() -> list[Case]:
 def fitted(case: Case, free_bytes: int, cache_bytes: int) -> Case:
     """The case with as many of its rows as the memory of the GPU has room for."""
     live = TENSORS_LIVE.get(case.op, TENSORS_LIVE_IN_TRAINING)
+    asked = case
     while case.shape[0] > 1:
         bytes_each = case.elements * case.torch_dtype.itemsize
         sets = max(2, math.ceil(2 * cache_bytes / bytes_each))
@@ -162,8 +176,25 @@ def fitted(case: Case, free_bytes: int, cache_bytes: int) -> Case:
         tensors = of_inputs + live + TENSORS_MOVED[case.op]
         if tensors * bytes_each <= 0.85 * free_bytes:
             break
+        if case.group == REGIMES:
+            raise RuntimeError(f"{case.workload}: no room for {list(asked.shape)} {case.dtype}")
         case = replace(case, shape=(case.shape[0] // 2, *case.shape[1:]))
     return case
+
+
+# Elements of a case in a rehearsal, and of its softmax dimension.
+MOST_REHEARSED, MOST_CLASSES_REHEARSED = 4096, 512
+
+
+def rehearsed(case: Case) -> Case:
+    """The case with so few elements that a CPU is done with them at once."""
+    shape, classes = list(case.shape), case.dim % len(case.shape)
+    shape[classes] = min(shape[classes], MOST_CLASSES_REHEARSED)
+    for d in range(len(shape)):
+        if d != classes:
+            others = math.prod(shape) // shape[d]
+            shape[d] = max(1, min(shape[d], MOST_REHEARSED // others))
+    return replace(case, shape=tuple(shape))
 
 
 def bytes_moved(case: Case) -> int:
@@ -174,77 +205,42 @@ def bytes_moved(case: Case) -> int:
     return TENSORS_MOVED[case.op] * logits + 8 * indices.get(case.op, 0) * rows_of_case
 
 
-def copier(case: Case) -> Call:
-    """Tensor.copy_ that moves as many bytes as the operator must: half of them read."""
-    source = torch.zeros(max(1, bytes_moved(case) // 2), dtype=torch.uint8, device="cuda")
-    destination = torch.empty_like(source)
-    return lambda _: destination.copy_(source)
-
-
-def in_a_graph(call: Call) -> Call:
-    """Twenty calls as one CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call(0)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS_IN_A_GRAPH):
-            call(0)
-    return lambda _: graph.replay()
-
-
 def contenders(
-    case: Case, inputs: Inputs, with_compile: bool, skipped: list[dict[str, str]]
+    case: Case, inputs: Inputs, with_compile: bool, device: Device, skipped: Skipped
 ) -> dict[str, Call]:
-    """Those that can run: one that cannot is written down, and the others still race."""
-    race: dict[str, Call] = {}
-    for name, function in functions(case, with_compile).items():
-        try:
-            if name == GUMBEL_EXT:
-                check(case, inputs, function)
-            call = bind(case, inputs, function)
-            call(0)
-            torch.cuda.synchronize()
-            race[name] = in_a_graph(call) if case.variant == IN_A_GRAPH else call
-        except RuntimeError as error:  # which the compiler's errors are, too
-            if name in (GUMBEL_EXT, SOFTMAX):
-                raise
-            skipped.append({"case": case.name, "contender": name, "reason": first_line(error)})
-            torch.cuda.empty_cache()
+    def made(name: str, function: Callable[..., torch.Tensor]) -> Call:
+        if name == GUMBEL_EXT:
+            check(case, inputs, function)
+        call = bind(case, inputs, function)
+        return device.graph_of(call, CALLS_IN_A_GRAPH) if case.variant == IN_A_GRAPH else call
+
+    functions_of_case = functions(case, with_compile)
+    if case.group == REGIMES:
+        functions_of_case = {GUMBEL_EXT: functions_of_case[GUMBEL_EXT]}
+    race = {name: partial(made, name, function) for name, function in functions_of_case.items()}
+    found = runnable(case.name, race, device, skipped, must=(GUMBEL_EXT, SOFTMAX))
     if case.variant == "contiguous" and case.op != CONTROL:
-        race[COPY] = copier(case)
-    return race
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        found[COPY] = copier(bytes_moved(case), device)
+    return found
 
 
 def run_case(
-    case: Case,
-    budget: Budget,
-    flush: CacheFlush,
-    cache_bytes: int,
-    with_compile: bool,
-    skipped: list[dict[str, str]],
+    case: Case, device: Device, budget: Budget, with_compile: bool, skipped: Skipped
 ) -> list[dict[str, Any]]:
     torch.manual_seed(0)
-    inputs = Inputs(case, "cuda", cache_bytes)
-    race = contenders(case, inputs, with_compile, skipped)
+    inputs = Inputs(case, device.torch_device, device.cache_bytes)
+    race = contenders(case, inputs, with_compile, device, skipped)
     if case.group == "launches":
         in_a_row = CALLS_IN_A_ROW if case.variant == EAGERLY else 1
-        measured = measure_on_gpu(race, inputs.count, budget, None, in_a_row)
+        measured = measure_on_gpu(race, inputs.count, budget, device, in_a_row, flush=False)
         # The profiler takes longer than the measurement: once for each op.
         profiled = race if case.quick else {}
-        kernels = {name: kernels_per_call(call) for name, call in profiled.items()}
+        kernels = {name: kernels_per_call(call, device) for name, call in profiled.items()}
         if case.variant == IN_A_GRAPH:
             measured = {name: one_of_many(m, CALLS_IN_A_GRAPH) for name, m in measured.items()}
             kernels = {n: None if k is None else k / CALLS_IN_A_GRAPH for n, k in kernels.items()}
     else:
-        measured = measure_on_gpu(race, inputs.count, budget, flush)
+        measured = measure_on_gpu(race, inputs.count, budget, device)
         kernels = {}
 
     table = rows(case, measured)
@@ -267,45 +263,41 @@ def one_of_many(measured: Measurement, count: int) -> Measurement:
     return Measurement(each, measured.calls * count, 0.0)
 
 
-def kernels_per_call(call: Call) -> float | None:
+def kernels_per_call(call: Call, device: Device) -> float | None:
     """Kernels, copies and fills that a call starts; None where the profiler cannot see them."""
     calls = 4
-    try:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-            for _ in range(calls):
-                call(0)
-            torch.cuda.synchronize()
-        started = [e for e in seen.events() if e.device_type.name == "CUDA"]
-    except RuntimeError:
-        return None
-    return len(started) / calls if started else None
+    started = device.started(call, calls)
+    return None if started is None else started / calls
 
 
-def requested_bytes(when: str) -> int:
-    """What was asked of the allocator; the blocks that it hands out may be a megabyte larger."""
-    return int(torch.cuda.memory_stats()[f"requested_bytes.all.{when}"])
-
-
-def run_memory_case(case: Case, with_compile: bool) -> list[dict[str, Any]]:
-    """Peaks of PyTorch's CUDA allocator above the live logits and incoming gradient."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    options: dict[str, Any] = {"device": "cuda", "dtype": case.torch_dtype, "generator": generator}
+def run_memory_case(
+    case: Case, device: Device, with_compile: bool, skipped: Skipped
+) -> list[dict[str, Any]]:
+    """Peaks of PyTorch's allocator above the live logits and incoming gradient."""
+    place = device.torch_device
+    generator = torch.Generator(place).manual_seed(0)
+    options: dict[str, Any] = {"device": place, "dtype": case.torch_dtype, "generator": generator}
     logits = torch.randn(case.shape, **options).requires_grad_()
     grad = torch.randn(case.shape, **options)
     output = case.elements * case.torch_dtype.itemsize
     rows_of_case = case.elements // case.shape[case.dim]
+
+    def made(function: Callable[..., torch.Tensor]) -> Call:
+        def call(_: int) -> object:
+            y = function(logits)
+            return y, torch.autograd.grad(y, logits, grad)
+
+        call(0)  # the first calls compile
+        return call
+
+    functions_of_case = functions(case, with_compile)
+    race = {name: partial(made, function) for name, function in functions_of_case.items()}
+    found = runnable(case.name, race, device, skipped, must=(GUMBEL_EXT, SOFTMAX))
     table = []
-    for name, function in functions(case, with_compile).items():
-        for _ in range(3):  # the first calls compile
-            torch.autograd.grad(function(logits), logits, grad)
-        gc.collect()
-        before = requested_bytes("current")
-        torch.cuda.reset_peak_memory_stats()
-        y = function(logits)
-        saved = requested_bytes("current") - before - output
-        gradient = torch.autograd.grad(y, logits, grad)
-        peak = requested_bytes("peak") - before
-        del y, gradient
+    for name, call in found.items():
+        _, after_forward = device.peak(partial(functions_of_case[name], logits))
+        peak, _ = device.peak(partial(call, 0))
+        saved = after_forward - output
         table.append(
             {
                 "case": case.name,
@@ -325,197 +317,39 @@ def run_memory_case(case: Case, with_compile: bool) -> list[dict[str, Any]]:
 # --- a run ---
 
 
-def gpu() -> dict[str, Any]:
-    """What the GPU is, as far as PyTorch tells."""
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "name": properties.name,
-        "compute_capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "l2_cache_bytes": cache_size(),
-        "driver": ask_nvidia_smi("driver_version"),
-        "cuda": torch.version.cuda,
-    }
-
-
-def cache_size() -> int:
-    properties = torch.cuda.get_device_properties(0)
-    return int(getattr(properties, "L2_cache_size", 0)) or 64 << 20
-
-
-def clocks() -> dict[str, str | None]:
-    """Clocks, temperature and power now; None where nvidia-smi does not say."""
-    fields = ("clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw", "pstate")
-    return {field: ask_nvidia_smi(field) for field in fields}
-
-
-def ask_nvidia_smi(field: str) -> str | None:
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def warm_up(seconds: float = 1.0) -> None:
-    """Bring the clocks to where work keeps them."""
-    x = torch.randn(4096, 4096, device="cuda")
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        for _ in range(10):
-            x.sin_()
-        torch.cuda.synchronize()
-
-
-def file_name(gpu_name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
-
-
-def usable() -> str | None:
-    """Why no GPU can be measured; None where one can."""
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    if not torch.cuda.is_available():
-        return f"torch {torch.__version__} sees no GPU"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("gumbel_ext::gumbel_softmax", "CUDA"):
-        return "gumbel_ext was built without CUDA: FORCE_CUDA=1 python setup.py build_ext --inplace"
-    return None
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: a minute")
-    parser.add_argument("--cases", metavar="PATTERN", help="only cases named like *PATTERN*")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory cases out")
-    parser.add_argument(
-        "--seconds", type=float, metavar="N", help="start no further case after N seconds"
-    )
-    parser.add_argument(
-        "--dry-run", "--list", action="store_true", help="print the cases and stop; needs no GPU"
-    )
-    parser.add_argument("--output", type=Path, help="JSON file (default under benchmarks/results)")
-    arguments = parser.parse_args()
-    if arguments.seconds is not None and not arguments.seconds > 0:
-        parser.error(f"--seconds must be positive, got {arguments.seconds:g}")
-    return arguments
-
-
 def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
-    pattern = f"*{arguments.cases}*" if arguments.cases else "*"
-    found = [*all_cases(), *([] if arguments.no_memory else memory_cases())]
-    found = sorted(found, key=lambda case: not case.quick)
-    return [
-        case
-        for case in found
-        if fnmatch.fnmatch(case.name, pattern) and (case.quick or not arguments.quick)
-    ]
+    found = gpu_run.chosen(all_cases(), arguments)
+    return [case for case in found if case.group != "memory" or not arguments.no_memory]
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def measure(
+    arguments: argparse.Namespace,
+    case: Case,
+    device: Device,
+    budget: Budget,
+    skipped: Skipped,
+) -> tuple[str, list[dict[str, Any]]]:
+    with_compile = case.compiled == "always" or (case.compiled == "full" and not arguments.quick)
+    with_compile = with_compile and not arguments.no_compile
+    asked = list(case.shape)
+    if device.rehearsal:
+        case = rehearsed(case)
+    if case.group == "memory":
+        table, found = "memory_rows", run_memory_case(case, device, with_compile, skipped)
+    else:
+        if case.group == REGIMES and not device.rehearsal:
+            budget = OF_A_REGIME
+        case = fitted(case, device.free_bytes(), device.cache_bytes)
+        table, found = "rows", run_case(case, device, budget, with_compile, skipped)
+    return table, [{**row, "asked_shape": asked} for row in found]
+
+
+def main(argv: Sequence[str] | None = None, device: Device | None = None) -> int:
+    arguments = gpu_run.parse_arguments(__doc__.splitlines()[0], argv)
     cases = chosen_cases(arguments)
-    if not cases:
-        print(f"bench_cuda.py: no case matches --cases {arguments.cases}", file=sys.stderr)
-        return 2
-    if arguments.dry_run:
-        print("\n".join(case.name for case in cases))
-        return 0
-    reason = usable()
-    if reason is not None:
-        print(f"bench_cuda.py: {reason}", file=sys.stderr)
-        return 2
-
-    warnings.filterwarnings("ignore")  # torch's own, about its compiler: they bury the progress
-    # A backward is timed many times on one graph, which compiled ones forbid to save memory.
-    functorch_config.donated_buffer = False
-    quick, device = arguments.quick, gpu()
-    partial = arguments.cases or arguments.no_compile or arguments.no_memory
-    kind = "-quick" if quick else "-partial" if partial else ""
-    output = arguments.output or RESULTS / f"gpu-{file_name(device['name'])}{kind}.json"
-    budget = QUICK if quick else FULL
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "device": "cuda",
-        "date": environment.now(),
-        "quick": quick,
-        "complete": False,
-        "threads": torch.get_num_threads(),
-        "clock": "cuda events",
-        "budget": asdict(budget),
-        "machine": {**environment.machine(), "gpu": device},
-        "versions": environment.versions(),
-        "revision": environment.revision(),
-        "gpu_state": {"before": clocks(), "after": None},
-        "duration_seconds": 0,
-        "skipped": [],
-        "rows": [],
-        "memory_rows": [],
-    }
-    warm_up()
-    document["gpu_state"]["warm"] = clocks()
-    cache_bytes = cache_size()
-    flush = CacheFlush(cache_bytes)
-    skipped: list[dict[str, str]] = document["skipped"]
-    progress = Progress(len(cases))
-    started = written = time.monotonic()
-    interrupted = False
-    try:
-        for case in cases:
-            elapsed = time.monotonic() - started
-            if arguments.seconds is not None and elapsed >= arguments.seconds:
-                skipped.append({"case": case.name, "reason": f"out of {arguments.seconds:g} s"})
-                continue
-            progress.start(case.name)
-            with_compile = case.compiled == "always" or (case.compiled == "full" and not quick)
-            with_compile = with_compile and not arguments.no_compile
-            table: list[dict[str, Any]] = []
-            try:
-                if case.group == "memory":
-                    table = run_memory_case(case, with_compile)
-                else:
-                    fitting = fitted(case, torch.cuda.mem_get_info()[0], cache_bytes)
-                    table = run_case(fitting, budget, flush, cache_bytes, with_compile, skipped)
-            except RuntimeError as error:
-                skipped.append({"case": case.name, "reason": first_line(error)})
-                print(f"bench_cuda.py: skipped {case.name}: {first_line(error)}", file=sys.stderr)
-                if not gpu_answers():
-                    raise
-            document["memory_rows" if case.group == "memory" else "rows"] += table
-            progress.finish(table)
-            gc.collect()
-            torch.cuda.empty_cache()
-            if time.monotonic() - written > 10:
-                # What is measured outlives whatever ends this process.
-                document["duration_seconds"] = round(time.monotonic() - started)
-                dump(document, output)
-                written = time.monotonic()
-    except KeyboardInterrupt:
-        interrupted = True
-    except RuntimeError as error:
-        print(f"bench_cuda.py: the GPU is lost: {first_line(error)}", file=sys.stderr)
-        interrupted = True
-    document["complete"] = not interrupted and not skipped
-    document["duration_seconds"] = round(time.monotonic() - started)
-    document["gpu_state"]["after"] = clocks()
-    dump(document, output)
-    print(f"wrote {output} ({document['duration_seconds']} s)")
-    late = [s for s in skipped if s["reason"].startswith("out of ")]
-    if late:
-        print(f"{len(late)} of {len(cases)} cases were left out for want of time")
-    return 130 if interrupted else 1 if len(skipped) > len(late) else 0
-
-
-def gpu_answers() -> bool:
-    """Whether the error of a case left the GPU in working order."""
-    try:
-        torch.cuda.empty_cache()
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True
+    return gpu_run.run(
+        "bench_cuda.py", cases, arguments, "gpu", partial(measure, arguments), device
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import environment
 import torch
 import torch.nn.functional as F
+from compiled import compiled
 from labels import (
     ARGMAX,
     COMPILED,
@@ -47,14 +48,16 @@ MOST_INPUT_BYTES = 256 << 20
 class Case:
     """One row group: an operation on one kind of input, raced by several contenders."""
 
-    group: str  # shapes | layouts | workloads | control | memory; on a GPU long rows | launches too
+    # shapes | layouts | workloads | control | memory; on a GPU long rows | short rows | launches |
+    # regimes too
+    group: str
     op: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     dim: int = -1
     # contiguous | transposed | expanded | -inf logits | mask | one by one | in a graph
     variant: str = "contiguous"
-    workload: str = ""
+    workload: str = ""  # of group regimes: the name of the regime
     compiled: str = "never"  # never | full | always: in which runs torch.compile takes part
     quick: bool = False  # part of a --quick run
 
@@ -200,11 +203,6 @@ class Inputs:
                 tensor.requires_grad_()
 
 
-def compile_for_case(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    torch._dynamo.reset()
-    return torch.compile(function, fullgraph=True, dynamic=False)
-
-
 def functions(case: Case, with_compile: bool) -> dict[str, Callable[..., Tensor]]:
     """What each contender makes of (logits) or (logits, allowed): a differentiable expression."""
     dim, hard = case.dim, case.hard
@@ -225,7 +223,7 @@ def functions(case: Case, with_compile: bool) -> dict[str, Callable[..., Tensor]
             ARGMAX: argmax_of_noisy,
         }
         if with_compile:
-            race[COMPILED_ARGMAX] = compile_for_case(argmax_of_noisy)
+            race[COMPILED_ARGMAX] = compiled(argmax_of_noisy)
         return race
 
     def peer(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -238,7 +236,7 @@ def functions(case: Case, with_compile: bool) -> dict[str, Callable[..., Tensor]
 
     race = {GUMBEL_EXT: ours, EAGER: peer}
     if with_compile:
-        race[COMPILED] = compile_for_case(peer)
+        race[COMPILED] = compiled(peer)
     race[SOFTMAX] = lambda logits, allowed=None: F.softmax(logits, dim)
     return race
 

@@ -25,6 +25,8 @@ CUDA_SHAPES = (
     (8192, 65536),
     (8192, 262144),
 )
+# Classes of those at which torch.compile races too.
+COMPILED_CLASSES = (1024, 16384)
 CUDA_LAUNCHES = ((20, 10), (128, 8), (64, 64), (100, 30, 10))
 # How a case of few elements is called: one by one, or twenty times in a CUDA graph.
 EAGERLY, IN_A_GRAPH = "one by one", "in a graph"
@@ -33,3 +35,5 @@ SOFT_FORWARD, HARD_FORWARD, INDEX = "soft forward", "hard forward", "index"
 SOFT_TRAIN, HARD_TRAIN = "soft forward+backward", "hard forward+backward"
 SOFT_BACKWARD, HARD_BACKWARD = "soft backward", "hard backward"
 CONTROL = "control"
+# The group of cases that go through every kernel of docs/kernels-cuda-table.md.
+REGIMES = "regimes"

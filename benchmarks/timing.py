@@ -17,8 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from gpu import Device
 
 Call = Callable[[int], object]
 """One call of a contender on the inputs with the given number."""
@@ -179,50 +183,36 @@ MAX_HEAD_START_SECONDS = 5e-3
 CALLS_IN_A_ROW = 50
 
 
-class CacheFlush:
-    """Replaces what the GPU's cache holds, by reading: written lines would be written back later,
-    on the time of the contender that comes next.
-    """
-
-    def __init__(self, cache_bytes: int) -> None:
-        self.memory = torch.zeros(2 * cache_bytes // 4, dtype=torch.int32, device="cuda")
-        self.result = torch.empty((), dtype=torch.int32, device="cuda")
-
-    def __call__(self) -> None:
-        """Queue the reading."""
-        torch.amax(self.memory, 0, out=self.result)
-
-
 def measure_on_gpu(
     contenders: Mapping[str, Call],
     inputs: int,
     budget: Budget,
-    flush: Callable[[], object] | None,
+    device: Device,
     in_a_row: int = 1,
+    flush: bool = True,
     seed: int = 0,
 ) -> dict[str, Measurement]:
-    """Time every contender in every round, by events on the GPU's own clock.
+    """Time every contender in every round, on the device's own clock.
 
     With `in_a_row` = 1 the GPU is kept busy while the host queues the call, so that the time is the
     GPU's alone. With more, that many calls follow each other from an idle GPU on: where kernels are
-    short this is the time that the host needs to launch them.
+    short this is the time that the host needs to launch them. With `flush` calls find none of their
+    inputs in the cache.
     """
     order = random.Random(seed)
     names = list(contenders)
-    head_start: dict[str, int] = {}
-    cycles_per_second = _sleep_cycles_per_second()
+    head_start: dict[str, float] = {}
     rounds: dict[str, list[float]] = {n: [] for n in names}
     with quiet_python():
         for name, call in contenders.items():
             for i in range(3):
                 call(i % inputs)
-            torch.cuda.synchronize()
+            device.synchronize()
             started = time.perf_counter()
             call(3 % inputs)
             host = time.perf_counter() - started
-            seconds = min(2 * host + HEAD_START_SECONDS, MAX_HEAD_START_SECONDS)
-            head_start[name] = int(seconds * cycles_per_second)
-        torch.cuda.synchronize()
+            head_start[name] = min(2 * host + HEAD_START_SECONDS, MAX_HEAD_START_SECONDS)
+        device.synchronize()
 
         next_input = 0
         started = time.perf_counter()
@@ -232,36 +222,22 @@ def measure_on_gpu(
             if completed >= budget.min_rounds and elapsed >= budget.seconds:
                 break
             order.shuffle(names)
-            events = {}
+            marks = {}
             for name in names:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 call = contenders[name]
-                if flush is not None:
-                    flush()
+                if flush:
+                    device.flush()
                 if in_a_row == 1:
-                    torch.cuda._sleep(head_start[name])
+                    device.occupy(head_start[name])
                 else:
-                    torch.cuda.synchronize()
-                begin.record()
+                    device.synchronize()
+                begin = device.mark()
                 for i in range(next_input, next_input + in_a_row):
                     call(i % inputs)
-                end.record()
-                events[name] = begin, end
+                marks[name] = begin, device.mark()
                 next_input = (next_input + in_a_row) % inputs
-            torch.cuda.synchronize()
-            for name, (begin, end) in events.items():
-                rounds[name].append(begin.elapsed_time(end) * 1e-3 / in_a_row)
+            device.synchronize()
+            for name, (begin, end) in marks.items():
+                rounds[name].append(device.seconds(begin, end) / in_a_row)
             completed += 1
     return {n: Measurement(tuple(rounds[n]), completed * in_a_row, 0.0) for n in contenders}
-
-
-def _sleep_cycles_per_second() -> float:
-    """Of torch.cuda._sleep, which counts the clock that the GPU runs at."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    cycles = 10_000_000
-    for _ in range(2):
-        begin.record()
-        torch.cuda._sleep(cycles)
-        end.record()
-        end.synchronize()
-    return float(cycles / (begin.elapsed_time(end) * 1e-3))

@@ -1,0 +1,236 @@
+"""A run of cases on a GPU, or its rehearsal: command line, order, time limit, what is written."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import gc
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import environment
+import torch
+from bench_cpu import FORMAT, RESULTS, Progress, dump
+from compiled import compiled
+from gpu import Device, Gpu, Rehearsal, answers, file_name, unusable
+from timing import Budget, Call
+from torch._functorch import config as functorch_config
+
+FULL = Budget(seconds=0.4, min_rounds=9, max_rounds=200)
+QUICK = Budget(seconds=0.2, min_rounds=5, max_rounds=60)
+REHEARSED = Budget(seconds=0.0, min_rounds=3, max_rounds=3)
+
+# Seconds after which what is measured is written again: it outlives whatever ends the process.
+WRITTEN_EVERY = 10.0
+
+Row = dict[str, Any]
+Skipped = list[dict[str, str]]
+
+
+class Named(Protocol):
+    """A case, as far as a run must know it."""
+
+    @property
+    def name(self) -> str:
+        """Path-like name, for --cases."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether it is part of a --quick run."""
+
+
+C = TypeVar("C", bound=Named)
+
+
+def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: a minute")
+    parser.add_argument("--cases", metavar="PATTERN", help="only cases named like *PATTERN*")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory cases out")
+    parser.add_argument(
+        "--seconds", type=float, metavar="N", help="start no further case after N seconds"
+    )
+    parser.add_argument(
+        "--dry-run", "--list", action="store_true", help="print the cases and stop; needs no GPU"
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="all cases, small and on the CPU, without a GPU's clock: does this program work?",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file (default under benchmarks/results)")
+    arguments = parser.parse_args(argv)
+    if arguments.seconds is not None and not arguments.seconds > 0:
+        parser.error(f"--seconds must be positive, got {arguments.seconds:g}")
+    output = arguments.output
+    if arguments.rehearse and output is not None and "rehearsal" not in output.name:
+        parser.error(f"--output of a rehearsal must be named so (rehearsal-...), got {output.name}")
+    return arguments
+
+
+def chosen(cases: Iterable[C], arguments: argparse.Namespace) -> list[C]:
+    pattern = f"*{arguments.cases}*" if arguments.cases else "*"
+    wanted = [case for case in cases if case.quick or not arguments.quick]
+    return [case for case in wanted if fnmatch.fnmatch(case.name, pattern)]
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def runnable(
+    case: str,
+    race: Mapping[str, Callable[[], Call]],
+    device: Device,
+    skipped: Skipped,
+    must: Iterable[str],
+) -> dict[str, Call]:
+    """The contenders that can run: one that cannot is written down, and the others still race.
+
+    Those that `must` run fail the case.
+    """
+    found: dict[str, Call] = {}
+    for name, make in race.items():
+        try:
+            call = make()
+            call(0)
+            device.synchronize()
+            found[name] = call
+        except RuntimeError as error:  # which the compiler's errors are, and a want of memory
+            if name in must:
+                raise
+            skipped.append({"case": case, "contender": name, "reason": first_line(error)})
+            device.empty_cache()
+    return found
+
+
+def copier(bytes_moved: int, device: Device) -> Call:
+    """Tensor.copy_ that moves as many bytes as an operator must: half of them read."""
+    options: Any = {"dtype": torch.uint8, "device": device.torch_device}
+    source = torch.zeros(max(1, bytes_moved // 2), **options)
+    destination = torch.empty_like(source)
+    return lambda _: destination.copy_(source)
+
+
+@contextmanager
+def unsearched(device: Device, arguments: argparse.Namespace) -> Iterator[None]:
+    """The garbage collector without the compiler's modules: half a million objects that it would
+    search around every case, for longer than most cases take.
+    """
+    if not arguments.no_compile:
+        compiled(torch.sin)(torch.ones(1, device=device.torch_device))
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def run(
+    program: str,
+    cases: list[C],
+    arguments: argparse.Namespace,
+    kind: str,
+    measure: Callable[[C, Device, Budget, Skipped], tuple[str, list[Row]]],
+    device: Device | None = None,
+) -> int:
+    """Measures the cases in their order and writes the JSON; the exit status.
+
+    `measure` returns the table that its rows belong to, "rows" or "memory_rows".
+    """
+    if not cases:
+        print(f"{program}: no case matches --cases {arguments.cases}", file=sys.stderr)
+        return 2
+    if arguments.dry_run:
+        print("\n".join(case.name for case in cases))
+        return 0
+    if device is None and not arguments.rehearse:
+        reason = unusable()
+        if reason is not None:
+            print(f"{program}: {reason}", file=sys.stderr)
+            return 2
+
+    device = device or (Rehearsal() if arguments.rehearse else Gpu())
+    described = device.describe()
+    partial = arguments.cases or arguments.no_compile or arguments.no_memory
+    suffix = "-quick" if arguments.quick else "-partial" if partial else ""
+    name = f"{kind}-{file_name(described['name'])}{suffix}.json"
+    if device.rehearsal:
+        name = f"rehearsal-{kind}.json"
+    output = arguments.output or RESULTS / name
+    budget = REHEARSED if device.rehearsal else QUICK if arguments.quick else FULL
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "device": "cuda",
+        "rehearsal": device.rehearsal,
+        "date": environment.now(),
+        "quick": arguments.quick,
+        "complete": False,
+        "threads": torch.get_num_threads(),
+        "clock": "the host's, in a rehearsal" if device.rehearsal else "cuda events",
+        "budget": asdict(budget),
+        "machine": {**environment.machine(), "gpu": described},
+        "versions": environment.versions(),
+        "revision": environment.revision(),
+        "gpu_state": {"before": device.state(), "after": None},
+        "duration_seconds": 0,
+        "skipped": [],
+        "rows": [],
+        "memory_rows": [],
+    }
+    device.warm_up()
+    document["gpu_state"]["warm"] = device.state()
+    skipped: Skipped = document["skipped"]
+    progress = Progress(len(cases))
+    started = written = time.monotonic()
+    out_of_time = f"out of {arguments.seconds or 0:g} s"
+    interrupted = False
+    # A backward is timed many times on one graph, which compiled ones forbid to save memory.
+    backwards = functorch_config.patch(donated_buffer=False)
+    try:
+        with backwards, warnings.catch_warnings(), unsearched(device, arguments):
+            warnings.simplefilter("ignore")  # torch's own, about its compiler: they bury the rest
+            for case in cases:
+                elapsed = time.monotonic() - started
+                if arguments.seconds is not None and elapsed >= arguments.seconds:
+                    skipped.append({"case": case.name, "reason": out_of_time})
+                    continue
+                progress.start(case.name)
+                rows: list[Row] = []
+                try:
+                    table, rows = measure(case, device, budget, skipped)
+                    document[table] += rows
+                except RuntimeError as error:
+                    skipped.append({"case": case.name, "reason": first_line(error)})
+                    print(f"{program}: skipped {case.name}: {first_line(error)}", file=sys.stderr)
+                    if not answers(device):
+                        raise
+                progress.finish(rows)
+                gc.collect()
+                device.empty_cache()
+                if time.monotonic() - written > WRITTEN_EVERY:
+                    document["duration_seconds"] = round(time.monotonic() - started)
+                    dump(document, output)
+                    written = time.monotonic()
+    except KeyboardInterrupt:
+        interrupted = True
+    except RuntimeError as error:
+        print(f"{program}: the GPU is lost: {first_line(error)}", file=sys.stderr)
+        interrupted = True
+    document["complete"] = not interrupted and not skipped
+    document["duration_seconds"] = round(time.monotonic() - started)
+    document["gpu_state"]["after"] = device.state()
+    dump(document, output)
+    print(f"wrote {output} ({document['duration_seconds']} s)")
+    late = [s for s in skipped if s["reason"] == out_of_time]
+    if late:
+        print(f"{len(late)} of {len(cases)} cases were left out for want of time")
+    return 130 if interrupted else 1 if len(skipped) > len(late) else 0

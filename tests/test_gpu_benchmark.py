@@ -1,0 +1,222 @@
+"""The benchmarks on a GPU, rehearsed without one: what they measure, write and show."""
+
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import get_cxx_compiler
+
+ROOT = Path(__file__).resolve().parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """The benchmarks' modules can be imported; what they set for their process is undone."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import compiled
+
+    monkeypatch.setattr(compiled, "_OPTIONS", dict(compiled._OPTIONS))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- the regimes ---
+
+
+@pytest.fixture(scope="module")
+def plan_of(tmp_path_factory):
+    """plan.cpp as a program."""
+    program = tmp_path_factory.mktemp("plan") / "plan_of"
+    sources = [str(ROOT / "tests" / "cuda" / "plan_of.cpp"), str(CUDA / "plan.cpp")]
+    command = [get_cxx_compiler(), "-std=c++17", "-O0", f"-I{CUDA}", *sources, "-o", str(program)]
+    subprocess.run(command, check=True)
+    return program
+
+
+def regime_name(op, dtype, plan):
+    """As tests/cuda/check_binary.py names the kernel that launch.cuh takes for the plan."""
+    regime, team, groups, _ = plan
+    at_once = 1 if dtype == "float64" else 2
+    lanes = f"{team} lane{'s' * (team > 1)} a row" if team < 32 else "a warp a row"
+    lanes = lanes if team <= 32 else f"{team} threads a row"
+    held = f"{groups} group{'s' * (groups > 1)} held"
+    if regime == 0 and op in ("hard", "index"):
+        return f"{lanes}, {at_once if team > 32 or (team == 32 and groups > 1) else 1} at a time"
+    return {
+        0: f"{lanes}, {held}",
+        1: f"a cluster of {team} threads a block a row, {held}",
+        2: "streamed",
+        3: "split",
+        4: f"columns, {team} warp{'s' * (team > 1)}",
+    }[regime]
+
+
+@pytest.mark.parametrize("multiprocessors", [32, 108, 132])
+def test_shapes_run_in_the_regimes_that_they_stand_for(benchmarks, plan_of, multiprocessors):
+    from regimes import KERNELS_OF, regimes
+
+    ops = ["soft", "hard", "index", "backward", "backward, recomputed"]
+    types = ["float64", "float32", "bfloat16", "float16"]
+    asked, lines = [], []
+    for kernels in KERNELS_OF.items():
+        for regime in regimes(kernels[0]):
+            asked.append((kernels[1], regime))
+            outer, classes, inner = (*regime.shape, 1)[:3]
+            numbers = (ops.index(kernels[1]), types.index(regime.dtype), outer, classes, inner)
+            lines.append(" ".join(map(str, (*numbers, multiprocessors, 1))))
+    done = subprocess.run(
+        [plan_of], input="\n".join(lines), capture_output=True, text=True, check=True
+    )
+    plans = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(plans) == len(asked)
+    wrong = [
+        (op, regime, regime_name(op, regime.dtype, plan))
+        for (op, regime), plan in zip(asked, plans, strict=True)
+        if regime_name(op, regime.dtype, plan) != regime.name
+    ]
+    assert wrong == []
+
+
+def test_every_kernel_of_the_table_has_a_shape(benchmarks):
+    from regimes import DTYPES, KERNELS_OF, regimes
+
+    counts = ROOT / "tests" / "cuda" / "instructions_per_element.json"
+    known = json.loads(counts.read_text(encoding="utf-8"))["instructions"]
+    for op, kernels in KERNELS_OF.items():
+        for dtype in DTYPES:
+            compiled = {name.partition(", first")[0].partition(", second")[0]
+                        for name in known[f"{kernels}, {dtype}"]}  # fmt: skip
+            assert {r.name for r in regimes(op) if r.dtype == dtype} == compiled
+
+
+# --- the core's cases ---
+
+
+def rehearse(main, tmp_path, *options, device=None):
+    """Exit status and JSON of a rehearsal."""
+    output = tmp_path / "rehearsal.json"
+    status = main(["--rehearse", "--output", str(output), *options], device)
+    return status, json.loads(output.read_text(encoding="utf-8"))
+
+
+def test_a_rehearsal_measures_every_kind_of_case(benchmarks, tmp_path, monkeypatch):
+    import bench_cuda
+
+    kinds = {(case.group, case.variant): case for case in bench_cuda.all_cases()}
+    monkeypatch.setattr(bench_cuda, "all_cases", lambda: list(kinds.values()))
+    status, document = rehearse(bench_cuda.main, tmp_path, "--no-compile")
+    assert status == 0
+    assert document["rehearsal"]
+    assert document["complete"]
+    assert not document["skipped"]
+    measured = {(row["group"], row["variant"]) for row in document["rows"]}
+    assert measured == {kind for kind in kinds if kind[0] != "memory"}
+    for row in document["rows"]:
+        assert math.prod(row["shape"]) <= 4096
+        assert row["microseconds_per_call"]["median"] > 0
+    [ours] = [row for row in document["memory_rows"] if row["contender"] == "gumbel_ext"]
+    output_and_gradient = 2 * getattr(torch, ours["dtype"]).itemsize
+    assert output_and_gradient <= ours["allocator_peak_bytes_per_element"] < output_and_gradient + 1
+
+
+def test_compiled_contenders_are_rehearsed(benchmarks, tmp_path):
+    import bench_cuda
+
+    options = ("--cases", "shapes/hard-backward/float16/16384x1024")
+    status, document = rehearse(bench_cuda.main, tmp_path, *options)
+    assert status == 0
+    contenders = [row["contender"] for row in document["rows"]]
+    assert contenders == [
+        "gumbel_ext",
+        "F.gumbel_softmax",
+        "torch.compile(F.gumbel_softmax)",
+        "F.softmax",
+        "Tensor.copy_",
+    ]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such graph"), torch.OutOfMemoryError("full")])
+def test_a_contender_that_fails_is_left_out_and_said_so(benchmarks, tmp_path, error):
+    import bench_cuda
+    from gpu import Rehearsal
+
+    class NoGraphs(Rehearsal):
+        def graph_of(self, call, calls):
+            graphs.append(call)
+            if len(graphs) == 2:  # the second contender of the first case
+                raise error
+            return super().graph_of(call, calls)
+
+    graphs = []
+    pattern = "launches/hard*/20x10/*graph"
+    device = NoGraphs()
+    options = ("--no-compile", "--cases", pattern)
+    status, document = rehearse(bench_cuda.main, tmp_path, *options, device=device)
+    assert status == 1
+    left_out = [(skip["contender"], skip["reason"]) for skip in document["skipped"]]
+    assert left_out == [("F.gumbel_softmax", str(error))]
+    first = [row["contender"] for row in document["rows"] if row["op"] == "hard forward"]
+    assert first == ["gumbel_ext", "F.softmax"]
+    assert any(row["op"] == "hard forward+backward" for row in document["rows"])
+
+
+def test_a_case_that_fails_is_left_out_and_the_others_are_measured(
+    benchmarks, tmp_path, monkeypatch
+):
+    import bench_cuda
+    from gpu import Rehearsal
+
+    check = bench_cuda.check
+
+    def refuse_bfloat16(case, inputs, function):
+        if case.dtype == "bfloat16":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
+        check(case, inputs, function)
+
+    monkeypatch.setattr(bench_cuda, "check", refuse_bfloat16)
+    options = ("--cases", "shapes/index/*x1024*", "--no-compile")
+    status, document = rehearse(bench_cuda.main, tmp_path, *options, device=Rehearsal())
+    assert status == 1
+    assert [skip["reason"] for skip in document["skipped"]] == ["CUDA out of memory. Tried"]
+    assert {row["dtype"] for row in document["rows"]} == {"float16", "float32", "float64"}
+
+
+def test_a_lost_gpu_ends_the_run_with_what_was_measured(benchmarks, tmp_path, monkeypatch):
+    import bench_cuda
+    from gpu import Rehearsal
+
+    class Lost(Rehearsal):
+        lost = False
+
+        def synchronize(self):
+            if self.lost:
+                raise RuntimeError("unspecified launch failure")
+
+    device, cases = Lost(), []
+    check = bench_cuda.check
+
+    def lose_at_the_third(case, inputs, function):
+        cases.append(case)
+        device.lost = len(cases) == 3
+        check(case, inputs, function)
+
+    monkeypatch.setattr(bench_cuda, "check", lose_at_the_third)
+    options = ("--cases", "launches/index", "--no-compile")
+    status, document = rehearse(bench_cuda.main, tmp_path, *options, device=device)
+    assert status == 130
+    assert not document["complete"]
+    assert len({row["case"] for row in document["rows"]}) == 2
+
+
+def test_a_rehearsal_is_never_written_under_the_name_of_a_result(benchmarks, capsys):
+    import bench_cuda
+
+    with pytest.raises(SystemExit) as stopped:
+        bench_cuda.main(["--rehearse", "--output", "bench.json"])
+    assert stopped.value.code == 2
+    assert "must be named so" in capsys.readouterr().err
