@@ -15,7 +15,7 @@ from typing import Any
 
 import gpu_run
 import torch
-from bench_cpu import rows, spread
+from bench_cpu import rows
 from cases import Case, Inputs, bind, check, functions, workloads
 from environment import rounded
 from gpu import Device
@@ -42,7 +42,7 @@ from labels import (
     SOFTMAX,
 )
 from regimes import KERNELS_OF, regimes
-from timing import CALLS_IN_A_ROW, Budget, Call, Measurement, measure_on_gpu
+from timing import Budget, Call
 
 # The kernels' own time, not a race: less is enough.
 OF_A_REGIME = Budget(seconds=0.05, min_rounds=9, max_rounds=50)
@@ -62,8 +62,6 @@ TENSORS_MOVED = {
 TENSORS_LIVE = {INDEX: 4, SOFT_FORWARD: 4, HARD_FORWARD: 6, CONTROL: 2}
 TENSORS_LIVE_IN_TRAINING = 9
 TENSORS_OF_INPUTS = {SOFT_TRAIN: 2, HARD_TRAIN: 2, SOFT_BACKWARD: 8, HARD_BACKWARD: 8}
-
-CALLS_IN_A_GRAPH = 20
 
 
 # --- cases ---
@@ -212,7 +210,7 @@ def contenders(
         if name == GUMBEL_EXT:
             check(case, inputs, function)
         call = bind(case, inputs, function)
-        return device.graph_of(call, CALLS_IN_A_GRAPH) if case.variant == IN_A_GRAPH else call
+        return gpu_run.as_called(call, case.variant, device)
 
     functions_of_case = functions(case, with_compile)
     if case.group == REGIMES:
@@ -230,44 +228,15 @@ def run_case(
     torch.manual_seed(0)
     inputs = Inputs(case, device.torch_device, device.cache_bytes)
     race = contenders(case, inputs, with_compile, device, skipped)
-    if case.group == "launches":
-        in_a_row = CALLS_IN_A_ROW if case.variant == EAGERLY else 1
-        measured = measure_on_gpu(race, inputs.count, budget, device, in_a_row, flush=False)
-        # The profiler takes longer than the measurement: once for each op.
-        profiled = race if case.quick else {}
-        kernels = {name: kernels_per_call(call, device) for name, call in profiled.items()}
-        if case.variant == IN_A_GRAPH:
-            measured = {name: one_of_many(m, CALLS_IN_A_GRAPH) for name, m in measured.items()}
-            kernels = {n: None if k is None else k / CALLS_IN_A_GRAPH for n, k in kernels.items()}
-    else:
-        measured = measure_on_gpu(race, inputs.count, budget, device)
-        kernels = {}
-
+    measured = gpu_run.timed(race, inputs.count, budget, device, case.variant)
     table = rows(case, measured)
     for row in table:
-        name = row["contender"]
         del row["minor_faults_per_call"]
-        if COPY in measured:
-            share = measured[COPY].relative_to(measured[name])
-            row["share_of_copy_bandwidth"] = spread(share)
-            speed = bytes_moved(case) / measured[name].seconds.median
-            row["gigabytes_per_second"] = rounded(speed * 1e-9)
-        if name in kernels:
-            row["kernels_per_call"] = kernels[name]
+    gpu_run.add_shares(table, measured, bytes_moved(case))
+    # The profiler takes longer than the measurement: once for each op.
+    if case.group == "launches" and case.quick:
+        gpu_run.add_kernels(table, race, device, case.variant)
     return table
-
-
-def one_of_many(measured: Measurement, count: int) -> Measurement:
-    """The time of one call of `count` that were timed together."""
-    each = tuple(seconds / count for seconds in measured.rounds)
-    return Measurement(each, measured.calls * count, 0.0)
-
-
-def kernels_per_call(call: Call, device: Device) -> float | None:
-    """Kernels, copies and fills that a call starts; None where the profiler cannot see them."""
-    calls = 4
-    started = device.started(call, calls)
-    return None if started is None else started / calls
 
 
 def run_memory_case(

@@ -27,12 +27,12 @@ from memory import allocator_trace
 from timing import Budget, Measurement, measure_interleaved, settle_allocator
 
 
-def all_cases() -> list[FamilyCase]:
-    """Those of every module of the package that has ``cases()``."""
+def collected(function: str, *arguments: object) -> list[FamilyCase]:
+    """What the function of this name makes, of every module of the package that has it."""
     cases: list[FamilyCase] = []
     for module in sorted(module.name for module in pkgutil.iter_modules(family.__path__)):
-        of_module = getattr(importlib.import_module(f"family.{module}"), "cases", None)
-        cases += of_module() if of_module else []
+        of_module = getattr(importlib.import_module(f"family.{module}"), function, None)
+        cases += of_module(*arguments) if of_module else []
     return cases
 
 
@@ -63,7 +63,7 @@ def rows(case: FamilyCase, measured: dict[str, Measurement]) -> list[dict[str, A
 
 def run_case(case: FamilyCase, budget: Budget) -> list[dict[str, Any]]:
     torch.manual_seed(0)
-    race, inputs = case.contenders()
+    race, inputs = case.contenders("cpu")
     table = rows(case, measure_interleaved(race, inputs, budget, time.perf_counter))
     if case.memory:
         for row, call in zip(table, race.values(), strict=True):
@@ -87,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     pattern = f"*{arguments.cases}*" if arguments.cases else "*"
-    wanted = [case for case in all_cases() if fnmatch.fnmatch(case.name, pattern)]
+    wanted = [case for case in collected("cases") if fnmatch.fnmatch(case.name, pattern)]
     wanted = [case for case in wanted if case.quick or not arguments.quick]
     if arguments.list:
         print("\n".join(case.name for case in wanted))

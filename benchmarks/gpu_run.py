@@ -16,15 +16,19 @@ from typing import Any, Protocol, TypeVar
 
 import environment
 import torch
-from bench_cpu import FORMAT, RESULTS, Progress, dump
+from bench_cpu import FORMAT, RESULTS, Progress, dump, spread
 from compiled import compiled
+from environment import rounded
 from gpu import Device, Gpu, Rehearsal, answers, file_name, unusable
-from timing import Budget, Call
+from labels import COPY, EAGERLY, IN_A_GRAPH
+from timing import CALLS_IN_A_ROW, Budget, Call, Measurement, measure_on_gpu
 from torch._functorch import config as functorch_config
 
 FULL = Budget(seconds=0.4, min_rounds=9, max_rounds=200)
 QUICK = Budget(seconds=0.2, min_rounds=5, max_rounds=60)
 REHEARSED = Budget(seconds=0.0, min_rounds=3, max_rounds=3)
+
+CALLS_IN_A_GRAPH = 20
 
 # Seconds after which what is measured is written again: it outlives whatever ends the process.
 WRITTEN_EVERY = 10.0
@@ -117,6 +121,46 @@ def copier(bytes_moved: int, device: Device) -> Call:
     source = torch.zeros(max(1, bytes_moved // 2), **options)
     destination = torch.empty_like(source)
     return lambda _: destination.copy_(source)
+
+
+def as_called(call: Call, how: str, device: Device) -> Call:
+    """The call, or twenty of it as one CUDA graph."""
+    return device.graph_of(call, CALLS_IN_A_GRAPH) if how == IN_A_GRAPH else call
+
+
+def timed(
+    race: Mapping[str, Call], inputs: int, budget: Budget, device: Device, how: str
+) -> dict[str, Measurement]:
+    """Times of one call, by the way that it is made: as_called(), in a row, or with cold caches."""
+    if how == EAGERLY:
+        return measure_on_gpu(race, inputs, budget, device, CALLS_IN_A_ROW, flush=False)
+    if how == IN_A_GRAPH:
+        measured = measure_on_gpu(race, inputs, budget, device, flush=False)
+        return {name: _one_of_many(m) for name, m in measured.items()}
+    return measure_on_gpu(race, inputs, budget, device)
+
+
+def _one_of_many(measured: Measurement) -> Measurement:
+    each = tuple(seconds / CALLS_IN_A_GRAPH for seconds in measured.rounds)
+    return Measurement(each, measured.calls * CALLS_IN_A_GRAPH, 0.0)
+
+
+def add_shares(table: list[Row], measured: Mapping[str, Measurement], bytes_moved: int) -> None:
+    """Into each row the share of a copy's bandwidth, where a copy was among the contenders."""
+    if COPY not in measured:
+        return
+    for row in table:
+        mine = measured[row["contender"]]
+        row["share_of_copy_bandwidth"] = spread(measured[COPY].relative_to(mine))
+        row["gigabytes_per_second"] = rounded(bytes_moved / mine.seconds.median * 1e-9)
+
+
+def add_kernels(table: list[Row], race: Mapping[str, Call], device: Device, how: str) -> None:
+    """Into each row what a call starts: kernels, copies and fills; None where nobody can tell."""
+    replays, calls = (1, CALLS_IN_A_GRAPH) if how == IN_A_GRAPH else (4, 4)
+    for row in table:
+        started = device.started(race[row["contender"]], replays)
+        row["kernels_per_call"] = None if started is None else started / calls
 
 
 @contextmanager

@@ -18,8 +18,11 @@ def benchmarks(monkeypatch):
     """The benchmarks' modules can be imported; what they set for their process is undone."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import compiled
+    import gpu_run
 
     monkeypatch.setattr(compiled, "_OPTIONS", dict(compiled._OPTIONS))
+    monkeypatch.setattr(gpu_run, "CALLS_IN_A_GRAPH", 2)
+    monkeypatch.setattr(gpu_run, "CALLS_IN_A_ROW", 2)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -220,3 +223,51 @@ def test_a_rehearsal_is_never_written_under_the_name_of_a_result(benchmarks, cap
         bench_cuda.main(["--rehearse", "--output", "bench.json"])
     assert stopped.value.code == 2
     assert "must be named so" in capsys.readouterr().err
+
+
+# --- the family's cases ---
+
+
+def test_a_rehearsal_measures_every_page_of_the_family(benchmarks, tmp_path, monkeypatch):
+    import bench_family_cuda
+
+    def first_of_each_kind(rows):
+        kinds = {(case.page, case.called, case.memory): case for case in reversed(every(rows))}
+        return list(kinds.values())
+
+    every = bench_family_cuda.all_cases
+    monkeypatch.setattr(bench_family_cuda, "all_cases", first_of_each_kind)
+    status, document = rehearse(bench_family_cuda.main, tmp_path, "--no-compile")
+    assert status == 0
+    assert document["complete"]
+    pages = {row["page"] for row in document["rows"]}
+    marked = {
+        page.stem for page in (ROOT / "docs").glob("*.md") if "<!-- family" in page.read_text()
+    }
+    assert pages == marked
+    assert {row["called"] for row in document["rows"]} == {"", "one by one", "in a graph"}
+    assert any("share_of_copy_bandwidth" in row for row in document["rows"])
+    assert any("kernels_per_call" in row for row in document["rows"])
+    weighed = {row["page"] for row in document["rows"] if "allocator_peak_bytes" in row}
+    assert weighed == {"codebook"}
+
+
+def test_the_family_goes_on_without_a_contender_that_fails(benchmarks, tmp_path, monkeypatch):
+    import bench_family_cuda
+
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "multinomial", full)
+    options = ("--no-compile", "--cases", "gumbel-max/gumbel_topk/float32/2x64")
+    status, document = rehearse(bench_family_cuda.main, tmp_path, *options)
+    assert status == 1
+    assert document["skipped"] == [
+        {
+            "case": "gumbel-max/gumbel_topk/float32/2x64/k-=-8",
+            "contender": "torch.multinomial",
+            "reason": "CUDA out of memory.",
+        }
+    ]
+    contenders = [row["contender"] for row in document["rows"]]
+    assert contenders == ["gumbel_ext", "topk(l + g)", "Tensor.copy_"]

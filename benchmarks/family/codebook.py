@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from compiled import compiled
 from timing import Call
 from torch import Tensor
 
 import gumbel_ext
-from family.case import FamilyCase
+from family.case import FamilyCase, Place, Rows, launches
 
 # In turn, so that each call finds its logits outside the cache; one where they are that large.
 _CACHE_BYTES = 64 << 20
@@ -28,11 +29,12 @@ def _case(
 ) -> FamilyCase:
     elements = int(torch.Size(shape).numel())
 
-    def contenders() -> tuple[dict[str, Call], int]:
+    def contenders(place: Place) -> tuple[dict[str, Call], int]:
+        torch._dynamo.reset()
         count = max(1, min(4, _CACHE_BYTES // (4 * elements)))
-        inputs = [torch.randn(shape).requires_grad_() for _ in range(count)]
-        codebook = torch.rand(book).requires_grad_()
-        grad = torch.randn(out)
+        inputs = [torch.randn(shape, device=place).requires_grad_() for _ in range(count)]
+        codebook = torch.rand(book, device=place).requires_grad_()
+        grad = torch.randn(out, device=place)
 
         def call(lookup: Lookup) -> Call:
             def run(i: int) -> object:
@@ -56,7 +58,9 @@ def _case(
     )
 
 
-def _wav2vec2(steps: int, groups: int, classes: int, width: int, quick: bool) -> FamilyCase:
+def _wav2vec2(
+    steps: int, groups: int, classes: int, width: int, quick: bool, with_compile: bool = False
+) -> FamilyCase:
     """The quantiser's logits, a row for each step and group, and its codevectors."""
 
     def ours(logits: Tensor, codevectors: Tensor) -> Tensor:
@@ -78,6 +82,8 @@ def _wav2vec2(steps: int, groups: int, classes: int, width: int, quick: bool) ->
         "one_hot @ weight": one_hot,
         "multiply and sum": multiply_and_sum,
     }
+    if with_compile:
+        lookups["torch.compile, one_hot @ weight"] = compiled(one_hot)
     shape, book = (steps * groups, classes), (1, groups * classes, width)
     return _case(
         shape, book, (steps, groups * width), f"hard, {groups} groups, D = {width}", lookups, quick
@@ -111,4 +117,15 @@ def cases() -> list[FamilyCase]:
         _wav2vec2(1600, 2, 320, 128, quick=True),
         _images((8, 8192, 32, 32), 512, hard=True, quick=False),
         _images((1, 8192, 32, 32), 512, hard=False, quick=False),
+    ]
+
+
+def gpu_cases(rows: Rows) -> list[FamilyCase]:
+    side = rows(32)
+    return [
+        _wav2vec2(rows(1600), 2, 320, 128, quick=True, with_compile=True),
+        _images((rows(8), 8192, side, side), 512, hard=True, quick=True),
+        *launches(_wav2vec2(16, 2, 320, 128, quick=False)),
+        _wav2vec2(rows(12_800), 2, 320, 128, quick=False),
+        _images((rows(8), 8192, side, side), 512, hard=False, quick=False),
     ]

@@ -7,36 +7,57 @@ from collections.abc import Callable
 
 import environment
 import torch
+from compiled import compiled
 from timing import Call
 from torch import Tensor
 from torch.distributions import RelaxedOneHotCategorical
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 import gumbel_ext
-from family.case import FamilyCase
+from family.case import Contenders, FamilyCase, Place, Rows, launches
 
 SAMPLE, SAMPLE_TRAIN = "log-space sample", "log-space sample + backward"
 DENSITY, DENSITY_TRAIN = "log density", "log density + backward"
 TAU = 0.5
 SHAPES = ((4096, 1024), (65536, 10))
+# Tensors of the size of the logits that an operator must read and write at least.
+TENSORS_MOVED = {SAMPLE: 2, SAMPLE_TRAIN: 5, DENSITY: 2, DENSITY_TRAIN: 6}
 
 
 def cases() -> list[FamilyCase]:
     """The page's table."""
     return [
-        FamilyCase(
-            page="concrete-density",
-            op=op,
-            shape=shape,
-            dtype=dtype,
-            elements=math.prod(shape),
-            contenders=_contenders(op, shape, getattr(torch, dtype)),
-            quick=op == DENSITY and dtype == "float32",
-        )
+        _case(op, shape, dtype, quick=op == DENSITY and dtype == "float32")
         for op in (SAMPLE, SAMPLE_TRAIN, DENSITY, DENSITY_TRAIN)
         for shape in SHAPES
         for dtype in ("float32", "bfloat16")
     ]
+
+
+def gpu_cases(rows: Rows) -> list[FamilyCase]:
+    table = []
+    for op in (SAMPLE, DENSITY, SAMPLE_TRAIN, DENSITY_TRAIN):
+        quick = op in (SAMPLE_TRAIN, DENSITY_TRAIN)
+        table.append(_case(op, (rows(16384), 1024), "float32", quick=quick))
+        table.append(_case(op, (rows(16384), 1024), "bfloat16", quick=False))
+        table += launches(_case(op, (128, 8), "float32", quick=quick))
+        table.append(_case(op, (rows(1 << 20), 10), "float32", quick=False))
+        table.append(_case(op, (rows(4096), 32_000), "bfloat16", quick=False))
+    return table
+
+
+def _case(op: str, shape: tuple[int, ...], dtype: str, quick: bool) -> FamilyCase:
+    of_dtype: torch.dtype = getattr(torch, dtype)
+    return FamilyCase(
+        page="concrete-density",
+        op=op,
+        shape=shape,
+        dtype=dtype,
+        elements=math.prod(shape),
+        contenders=_contenders(op, shape, of_dtype),
+        quick=quick,
+        bytes_moved=TENSORS_MOVED[op] * math.prod(shape) * of_dtype.itemsize,
+    )
 
 
 def _composite_sample(logits: Tensor) -> Tensor:
@@ -51,23 +72,23 @@ def _composite_density(value: Tensor, logits: Tensor) -> Tensor:
     return constant + u.sum(-1) - classes * u.logsumexp(-1) - x.sum(-1)
 
 
-def _contenders(
-    op: str, shape: tuple[int, ...], dtype: torch.dtype
-) -> Callable[[], tuple[dict[str, Call], int]]:
-    def make() -> tuple[dict[str, Call], int]:
+def _contenders(op: str, shape: tuple[int, ...], dtype: torch.dtype) -> Contenders:
+    def make(place: Place) -> tuple[dict[str, Call], int]:
         sample, train = op in (SAMPLE, SAMPLE_TRAIN), op in (SAMPLE_TRAIN, DENSITY_TRAIN)
         bytes_each = math.prod(shape) * dtype.itemsize
         count = min(32, max(2, math.ceil(2 * environment.last_level_cache() / bytes_each)))
-        logits = [torch.randn(shape).to(dtype).requires_grad_(train) for _ in range(count)]
+        logits = [torch.randn(shape, device=place).to(dtype) for _ in range(count)]
         # Away from the boundary, which only one of the contenders knows.
         values = [
-            torch.softmax(torch.randn(shape), -1).clamp_min(1e-5).to(dtype) for _ in range(count)
+            torch.softmax(torch.randn(shape, device=place), -1).clamp_min(1e-5).to(dtype)
+            for _ in range(count)
         ]
         if train:
-            values = [value.requires_grad_() for value in values]
+            for tensor in (*logits, *values):
+                tensor.requires_grad_()
         rows = shape if sample else shape[:-1]
-        grads = [torch.randn(rows) for _ in range(count)]
-        tau = torch.tensor(TAU, dtype=dtype)
+        grads = [torch.randn(rows, device=place) for _ in range(count)]
+        tau = torch.tensor(TAU, dtype=dtype, device=place)
 
         def exp_relaxed(x: Tensor) -> Tensor:
             return ExpRelaxedCategorical(tau, logits=x, validate_args=False).rsample()
@@ -85,7 +106,6 @@ def _contenders(
 
             return call
 
-        torch._dynamo.reset()
         composite: Callable[..., Tensor] = _composite_sample if sample else _composite_density
         functions: dict[str, Callable[..., Tensor]] = {
             "gumbel_ext": (
@@ -95,7 +115,7 @@ def _contenders(
             ),
             "torch.distributions": exp_relaxed if sample else relaxed,
             "PyTorch": composite,
-            "torch.compile": torch.compile(composite, fullgraph=True, dynamic=False),
+            "torch.compile": compiled(composite),
         }
         return {name: bind(function) for name, function in functions.items()}, count
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from compiled import compiled
 from torch.nn import functional as F
 
-from family.case import FamilyCase
+from family.case import FamilyCase, Rows, launches
 from family.functions import function_case
 from gumbel_ext import soft_argmax, soft_argmax_2d, straight_through_softmax
 
@@ -20,7 +21,7 @@ def straight_through_composite(logits: torch.Tensor) -> torch.Tensor:
 
 
 def expectation_composite(logits: torch.Tensor) -> torch.Tensor:
-    positions = torch.arange(logits.shape[-1], dtype=logits.dtype)
+    positions = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
     return torch.softmax(logits, -1) @ positions
 
 
@@ -29,7 +30,9 @@ def coordinates_composite(maps: torch.Tensor) -> torch.Tensor:
     height, width = maps.shape[-2:]
     p = torch.softmax(maps.flatten(-2), -1)
     ys, xs = torch.meshgrid(
-        torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
+        torch.linspace(-1, 1, height, device=maps.device),
+        torch.linspace(-1, 1, width, device=maps.device),
+        indexing="ij",
     )
     return torch.stack([(p * xs.flatten()).sum(-1), (p * ys.flatten()).sum(-1)], -1)
 
@@ -40,10 +43,11 @@ PLACE = (soft_argmax, expectation_composite)
 COORDINATES = (soft_argmax_2d, coordinates_composite)
 
 
-def cases() -> list[FamilyCase]:
-    def race(ours: Function, plain: Function) -> dict[str, Function]:
-        return {"gumbel_ext": ours, "PyTorch": plain, "torch.compile": torch.compile(plain)}
+def race(ours: Function, plain: Function) -> dict[str, Function]:
+    return {"gumbel_ext": ours, "PyTorch": plain, "torch.compile": compiled(plain)}
 
+
+def cases() -> list[FamilyCase]:
     made = []
     for train in (False, True):
         for op, functions, shape, quick in (
@@ -58,4 +62,39 @@ def cases() -> list[FamilyCase]:
                     "deterministic", op, race(*functions), shape, train=train, quick=quick
                 )
             )
+    return made
+
+
+def gpu_cases(rows: Rows) -> list[FamilyCase]:
+    def case(
+        op: str, functions: tuple[Function, Function], shape: tuple[int, ...], **more: Any
+    ) -> FamilyCase:
+        # Read and written at least: the logits, y, and in training their gradients and y again.
+        moved = 2 if functions is CHOICE else 1
+        moved += (3 if functions is CHOICE else 2) if more["train"] else 0
+        contenders = race(*functions)
+        return function_case("deterministic", op, contenders, shape, tensors_moved=moved, **more)
+
+    made = []
+    for train in (True, False):
+        for op, functions in (
+            ("straight_through_softmax", CHOICE),
+            ("soft_argmax", PLACE),
+        ):
+            made.append(case(op, functions, (rows(16384), 1024), train=train, quick=train))
+            made.append(case(op, functions, (rows(262_144), 64), train=train, quick=False))
+            made.append(case(op, functions, (rows(4096), 32_768), train=train, quick=False))
+            made += launches(case(op, functions, (128, 8), train=train, quick=train))
+        shape = (rows(32), 17, 64, 48)
+        made.append(case("soft_argmax_2d", COORDINATES, shape, train=train, quick=train))
+        made.append(
+            case(
+                "straight_through_softmax",
+                CHOICE,
+                (rows(4096), 32_000),
+                train=train,
+                quick=False,
+                dtype="bfloat16",
+            )
+        )
     return made

@@ -11,7 +11,7 @@ from timing import Call
 from torch import Tensor
 from torch.distributions import Distribution, RelaxedOneHotCategorical
 
-from family.case import FamilyCase
+from family.case import FamilyCase, Place, Rows, launches
 from gumbel_ext.distributions import ExpGumbelSoftmax, GumbelSoftmax
 
 TAU = 0.5
@@ -25,13 +25,17 @@ WORK: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 )
 
 Make = Callable[[Tensor], Distribution]
-PEERS: dict[str, Make] = {
-    "GumbelSoftmax": lambda logits: GumbelSoftmax(TAU, logits=logits, validate_args=False),
-    "ExpGumbelSoftmax": lambda logits: ExpGumbelSoftmax(TAU, logits=logits, validate_args=False),
-    "torch RelaxedOneHotCategorical": lambda logits: RelaxedOneHotCategorical(
-        torch.tensor(TAU), logits=logits, validate_args=False
-    ),
-}
+
+
+def peers(place: Place) -> dict[str, Make]:
+    tau = torch.tensor(TAU, device=place)
+    return {
+        "GumbelSoftmax": lambda x: GumbelSoftmax(TAU, logits=x, validate_args=False),
+        "ExpGumbelSoftmax": lambda x: ExpGumbelSoftmax(TAU, logits=x, validate_args=False),
+        "torch RelaxedOneHotCategorical": lambda x: RelaxedOneHotCategorical(
+            tau, logits=x, validate_args=False
+        ),
+    }
 
 
 def draw(make: Make, shape: tuple[int, ...], logits: list[Tensor], i: int) -> object:
@@ -50,13 +54,13 @@ def step(
 
 
 def contenders(
-    training: bool, shape: tuple[int, ...], sample_shape: tuple[int, ...]
+    training: bool, shape: tuple[int, ...], sample_shape: tuple[int, ...], place: Place
 ) -> tuple[dict[str, Call], int]:
     inputs = max(1, min(8, CACHE_BYTES // (4 * math.prod(shape))))
-    logits = [torch.randn(shape, requires_grad=training) for _ in range(inputs)]
-    weight = torch.randn(sample_shape + shape)
+    logits = [torch.randn(shape, device=place).requires_grad_(training) for _ in range(inputs)]
+    weight = torch.randn(sample_shape + shape, device=place)
     calls: dict[str, Call] = {}
-    for name, make in PEERS.items():
+    for name, make in peers(place).items():
         if training:
             calls[name] = partial(step, make, sample_shape, logits, weight)
         else:
@@ -64,18 +68,33 @@ def contenders(
     return calls, inputs
 
 
+def _case(
+    training: bool, shape: tuple[int, ...], sample_shape: tuple[int, ...], quick: bool
+) -> FamilyCase:
+    return FamilyCase(
+        page="distributions",
+        op="rsample, log_prob, backward" if training else "rsample",
+        shape=shape,
+        dtype="float32",
+        elements=math.prod(sample_shape + shape),
+        contenders=partial(contenders, training, shape, sample_shape),
+        variant=f"{sample_shape[0]} samples of each" if sample_shape else "",
+        quick=quick,
+    )
+
+
 def cases() -> list[FamilyCase]:
     return [
-        FamilyCase(
-            page="distributions",
-            op="rsample, log_prob, backward" if training else "rsample",
-            shape=shape,
-            dtype="float32",
-            elements=math.prod(sample_shape + shape),
-            contenders=partial(contenders, training, shape, sample_shape),
-            variant=f"{sample_shape[0]} samples of each" if sample_shape else "",
-            quick=shape != (4096, 1024),
-        )
+        _case(training, shape, sample_shape, quick=shape != (4096, 1024))
         for training in (False, True)
         for shape, sample_shape in WORK
     ]
+
+
+def gpu_cases(rows: Rows) -> list[FamilyCase]:
+    made = []
+    for training in (True, False):
+        made.append(_case(training, (rows(16384), 1024), (), quick=True))
+        made += launches(_case(training, (100, 30, 10), (), quick=training))
+        made.append(_case(training, (rows(4096), 128), (rows(64),), quick=False))
+    return made

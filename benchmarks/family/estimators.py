@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
+from compiled import compiled
 from torch import Tensor
 
 import gumbel_ext
-from family.case import FamilyCase
+from family.case import FamilyCase, Place, Rows, launches
 from family.functions import INPUTS
 
 PAGE = "estimators"
@@ -70,12 +72,15 @@ def _case(
     *,
     draws: int = 1,
     quick: bool,
+    dtype: str = "float32",
 ) -> FamilyCase:
     """Times per element are those of a draw."""
 
-    def contenders() -> tuple[dict[str, Callable[[int], object]], int]:
-        inputs = [torch.randn(shape).requires_grad_() for _ in range(INPUTS)]
-        grad = torch.randn(shape)
+    def contenders(place: Place) -> tuple[dict[str, Callable[[int], object]], int]:
+        torch._dynamo.reset()
+        options: dict[str, Any] = {"device": place, "dtype": getattr(torch, dtype)}
+        inputs = [torch.randn(shape, **options).requires_grad_() for _ in range(INPUTS)]
+        grad = torch.randn(shape, **options)
 
         def call(function: Callable[[Tensor], Tensor]) -> Callable[[int], object]:
             def run(i: int) -> object:
@@ -87,7 +92,7 @@ def _case(
         return {name: call(function) for name, function in functions.items()}, INPUTS
 
     elements = math.prod(shape) * draws
-    return FamilyCase(PAGE, op, shape, "float32", elements, contenders, variant, quick)
+    return FamilyCase(PAGE, op, shape, dtype, elements, contenders, variant, quick)
 
 
 def _draw_of_the_core(shape: tuple[int, ...], quick: bool) -> FamilyCase:
@@ -99,12 +104,38 @@ def _draw_of_the_core(shape: tuple[int, ...], quick: bool) -> FamilyCase:
     return _case("gumbel_softmax", functions, shape, "hard", quick=quick)
 
 
-def _rao(shape: tuple[int, ...], k: int, tau: float, quick: bool) -> FamilyCase:
+def _rao(
+    shape: tuple[int, ...], k: int, tau: float, quick: bool, with_compile: bool = False
+) -> FamilyCase:
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "gumbel_ext": lambda x: gumbel_ext.gumbel_rao(x, tau, k),
         "PyTorch": lambda x: _gumbel_rao(x, tau, k),
     }
+    if with_compile:
+        functions["torch.compile"] = compiled(functions["PyTorch"])
     return _case("gumbel_rao", functions, shape, f"k = {k}, tau = {tau}", draws=k, quick=quick)
+
+
+# The plain versions draw by torch.multinomial, which waits for the GPU to check its argument.
+NOT_IN_GRAPHS = ("PyTorch", "torch.compile")
+
+
+def _closed_forms(
+    shape: tuple[int, ...], quick: bool, dtype: str = "float32", with_compile: bool = False
+) -> Iterable[FamilyCase]:
+    plain: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+        "zgr": (gumbel_ext.zgr, _zgr),
+        "reinmax": (lambda x: gumbel_ext.reinmax(x, 1.0), lambda x: _reinmax(x, 1.0)),
+        "gapped_straight_through": (
+            lambda x: gumbel_ext.gapped_straight_through(x, 0.5, 1.0),
+            lambda x: _gapped(x, 0.5, 1.0),
+        ),
+    }
+    for op, (ours, theirs) in plain.items():
+        functions = {"gumbel_ext": ours, "PyTorch": theirs}
+        if with_compile:
+            functions["torch.compile"] = compiled(theirs)
+        yield _case(op, functions, shape, "", quick=quick, dtype=dtype)
 
 
 def cases() -> list[FamilyCase]:
@@ -116,16 +147,24 @@ def cases() -> list[FamilyCase]:
         # With a power that is not whole, which takes a logarithm and an exponential.
         found.append(_rao(shape, 100, 0.7, quick=False))
     for shape in SHAPES[:2]:
-        quick = shape == SHAPES[0]
-        plain: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-            "zgr": (gumbel_ext.zgr, _zgr),
-            "reinmax": (lambda x: gumbel_ext.reinmax(x, 1.0), lambda x: _reinmax(x, 1.0)),
-            "gapped_straight_through": (
-                lambda x: gumbel_ext.gapped_straight_through(x, 0.5, 1.0),
-                lambda x: _gapped(x, 0.5, 1.0),
-            ),
-        }
-        for op, (ours, theirs) in plain.items():
-            functions = {"gumbel_ext": ours, "PyTorch": theirs}
-            found.append(_case(op, functions, shape, "", quick=quick))
+        found += _closed_forms(shape, quick=shape == SHAPES[0])
+    return found
+
+
+def gpu_cases(rows: Rows) -> list[FamilyCase]:
+    first = (rows(16384), 128)
+    found = [_rao(first, k, 0.5, quick=k != 10, with_compile=True) for k in (100, 1, 10)]
+    found.append(_draw_of_the_core(first, quick=True))
+    found += _closed_forms((rows(16384), 1024), quick=True, with_compile=True)
+    found += launches(_rao((128, 8), 10, 0.5, quick=True), *NOT_IN_GRAPHS)
+    for case in _closed_forms((128, 8), quick=False):
+        found += launches(case, *NOT_IN_GRAPHS)
+    found.append(_rao(first, 100, 0.7, quick=False))
+    for shape in ((rows(262_144), 16), (rows(1024), 4096)):
+        found.append(_draw_of_the_core(shape, quick=False))
+        found += [_rao(shape, k, 0.5, quick=False) for k in (1, 10, 100)]
+    # Rows too long to hold.
+    found.append(_rao((rows(512), 32_000), 10, 0.5, quick=False))
+    found += _closed_forms((rows(262_144), 64), quick=False)
+    found += _closed_forms((rows(4096), 32_000), quick=False, dtype="bfloat16")
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from timing import Call
 
-from family.case import FamilyCase
+from family.case import FamilyCase, Place
 
 # In turn, so that each call finds its input outside the cache.
 INPUTS = 4
@@ -23,11 +23,19 @@ def function_case(
     *,
     train: bool,
     quick: bool,
+    dtype: str = "float32",
+    tensors_moved: int = 0,
 ) -> FamilyCase:
     """The functions by name, ours first, forward alone or with their backward."""
+    of_dtype: torch.dtype = getattr(torch, dtype)
 
-    def contenders() -> tuple[dict[str, Call], int]:
-        inputs = [torch.randn(shape).requires_grad_(train) for _ in range(INPUTS)]
+    def contenders(place: Place) -> tuple[dict[str, Call], int]:
+        torch._dynamo.reset()
+        options: dict[str, Any] = {"device": place, "dtype": of_dtype}
+        inputs = [torch.randn(shape, **options).requires_grad_(train) for _ in range(INPUTS)]
+        for function in functions.values():
+            if isinstance(function, torch.nn.Module):
+                function.to(place)
         with torch.no_grad():
             grad = torch.randn_like(next(iter(functions.values()))(inputs[0]))
 
@@ -41,4 +49,8 @@ def function_case(
         return {name: call(function) for name, function in functions.items()}, INPUTS
 
     variant = "forward and backward" if train else "forward"
-    return FamilyCase(page, op, shape, "float32", math.prod(shape), contenders, variant, quick)
+    elements = math.prod(shape)
+    moved = tensors_moved * elements * of_dtype.itemsize
+    return FamilyCase(
+        page, op, shape, dtype, elements, contenders, variant, quick, bytes_moved=moved
+    )

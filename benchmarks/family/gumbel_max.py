@@ -9,23 +9,23 @@ from timing import Call
 from torch import Tensor
 
 import gumbel_ext
-from family.case import FamilyCase
+from family.case import Contenders, FamilyCase, Place, Rows, launches
 
 # Inputs enough that a case's do not stay in the cache from one call to the next.
 _CACHE_BYTES = 64 << 20
 
 
-def _inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    one = torch.randn(shape).to(dtype)
+def _inputs(shape: tuple[int, ...], dtype: torch.dtype, place: Place) -> list[Tensor]:
+    one = torch.randn(shape, device=place).to(dtype)
     count = max(2, min(16, _CACHE_BYTES // (one.numel() * one.element_size())))
-    return [one, *(torch.randn(shape).to(dtype) for _ in range(count - 1))]
+    return [one, *(torch.randn(shape, device=place).to(dtype) for _ in range(count - 1))]
 
 
 def _race(
     shape: tuple[int, ...], dtype: torch.dtype, calls: dict[str, Callable[[Tensor], object]]
-) -> Callable[[], tuple[dict[str, Call], int]]:
-    def make() -> tuple[dict[str, Call], int]:
-        inputs = _inputs(shape, dtype)
+) -> Contenders:
+    def make(place: Place) -> tuple[dict[str, Call], int]:
+        inputs = _inputs(shape, dtype, place)
         race: dict[str, Call] = {
             name: lambda i, call=call: call(inputs[i % len(inputs)])  # type: ignore[misc]
             for name, call in calls.items()
@@ -59,6 +59,7 @@ def _many(rows: int, classes: int, count: int, dtype: torch.dtype, quick: bool) 
         contenders=_race((rows, classes), dtype, calls),
         variant=f"{count} samples",
         quick=quick,
+        bytes_moved=rows * (classes * dtype.itemsize + 8 * count),
     )
 
 
@@ -77,6 +78,7 @@ def _topk(rows: int, classes: int, k: int, dtype: torch.dtype, quick: bool) -> F
         contenders=_race((rows, classes), dtype, calls),
         variant=f"k = {k}",
         quick=quick,
+        bytes_moved=rows * (classes * dtype.itemsize + 8 * k),
     )
 
 
@@ -89,4 +91,21 @@ def cases() -> list[FamilyCase]:
         _topk(1024, 1000, 10, torch.float32, quick=False),
         _topk(64, 50_257, 50, torch.float32, quick=False),
         _topk(8, 262_144, 1000, torch.bfloat16, quick=False),
+    ]
+
+
+def gpu_cases(rows: Rows) -> list[FamilyCase]:
+    return [
+        _topk(rows(65536), 64, 8, torch.float32, quick=True),
+        _many(rows(4096), 1000, 32, torch.float32, quick=True),
+        _topk(rows(512), 50_257, 50, torch.float32, quick=True),
+        *launches(_topk(128, 64, 8, torch.float32, quick=True), "torch.multinomial"),
+        _many(rows(1024), 32_000, 8, torch.bfloat16, quick=False),
+        _many(rows(262_144), 10, 16, torch.float32, quick=False),
+        _topk(rows(16384), 1000, 10, torch.float32, quick=False),
+        _topk(rows(4096), 32_000, 50, torch.bfloat16, quick=False),
+        _topk(rows(64), 262_144, 1000, torch.bfloat16, quick=False),
+        *launches(
+            _many(128, 8, 16, torch.float32, quick=False), "torch.multinomial", "Categorical.sample"
+        ),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from family.case import FamilyCase
+from family.case import FamilyCase, Rows, launches
 from family.functions import function_case
 from gumbel_ext import gumbel_softmax
 from gumbel_ext.nn import GumbelSoftmax
@@ -15,14 +15,19 @@ def function(logits: torch.Tensor) -> torch.Tensor:
     return gumbel_softmax(logits, 0.7, True)
 
 
-def cases() -> list[FamilyCase]:
+def _case(shape: tuple[int, ...], quick: bool) -> FamilyCase:
     functions = {
         "gumbel_softmax": function,
         "module, number": GumbelSoftmax(0.7, True),
         "module, schedule": GumbelSoftmax(LinearTemperature(0.7, 0.7, 10), True),
         "module, learnable": GumbelSoftmax(LearnableTemperature(0.7), True),
     }
-    return [
-        function_case("modules", "GumbelSoftmax", functions, shape, train=True, quick=quick)
-        for shape, quick in (((64, 10), True), ((16384, 64), False))
-    ]
+    return function_case("modules", "GumbelSoftmax", functions, shape, train=True, quick=quick)
+
+
+def cases() -> list[FamilyCase]:
+    return [_case((64, 10), quick=True), _case((16384, 64), quick=False)]
+
+
+def gpu_cases(rows: Rows) -> list[FamilyCase]:
+    return [*launches(_case((64, 10), quick=True)), _case((rows(262_144), 64), quick=False)]

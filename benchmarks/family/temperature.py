@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from family.case import FamilyCase
+import torch
+from compiled import compiled
+
+from family.case import FamilyCase, Rows, launches
 from family.functions import function_case
 from gumbel_ext import decoupled_gumbel_softmax
 
@@ -21,15 +24,24 @@ def composite(logits: torch.Tensor) -> torch.Tensor:
     return forward + (backward - backward.detach())
 
 
-def cases() -> list[FamilyCase]:
+def _case(shape: tuple[int, ...], **more: Any) -> FamilyCase:
     functions = {
         "gumbel_ext": decoupled,
         "PyTorch": composite,
-        "torch.compile": torch.compile(composite),
+        "torch.compile": compiled(composite),
     }
+    op = "decoupled_gumbel_softmax"
+    return function_case("temperature", op, functions, shape, train=True, tensors_moved=5, **more)
+
+
+def cases() -> list[FamilyCase]:
+    return [_case((16384, 64), quick=True), _case((64, 32768), quick=False)]
+
+
+def gpu_cases(rows: Rows) -> list[FamilyCase]:
     return [
-        function_case(
-            "temperature", "decoupled_gumbel_softmax", functions, shape, train=True, quick=quick
-        )
-        for shape, quick in (((16384, 64), True), ((64, 32768), False))
+        _case((rows(16384), 1024), quick=True),
+        *launches(_case((128, 8), quick=True)),
+        _case((rows(262_144), 64), quick=False),
+        _case((rows(4096), 32_000), quick=False, dtype="bfloat16"),
     ]
