@@ -2,8 +2,9 @@
 // the same bits however the work is cut, and nothing written outside. Built with the sanitizers by
 // run_sanitizers.sh.
 //
-//   test_kernels [--quick] [--digest CAPABILITY]
+//   test_kernels [--quick | --share 2/6] [--digest CAPABILITY]
 //
+// --share takes the second of six parts of all cases, which together are all.
 // --digest prints one hash of every result that CAPABILITY's kernels computed, to compare machines
 // that cannot run each other's instructions.
 #include <array>
@@ -485,39 +486,61 @@ std::vector<Case> make_cases(bool quick) {
   return cases;
 }
 
-// Every third case where time is short.
+// One of `parts` of the cases. Cases are numbered by what they vary, so that every nth of them
+// would be alike in some of it.
+struct Share {
+  unsigned part = 0, parts = 1;
+  bool has(std::size_t i) const {
+    return (static_cast<std::uint32_t>(i) * 0x9E3779B1u >> 16) % parts == part;
+  }
+};
+
+// Those of a share; every third of them where time is short.
 template <class Cases>
-Cases some_of(const Cases& cases, bool quick) {
+Cases some_of(const Cases& cases, bool quick, Share share) {
   Cases some;
-  for (std::size_t i = 0; i < cases.size(); i += quick ? 3 : 1) some.push_back(cases[i]);
+  for (std::size_t i = 0; i < cases.size(); i += quick ? 3 : 1) {
+    if (share.has(i)) some.push_back(cases[i]);
+  }
   return some;
 }
 
 // Calls use(name, cases, variants of the work's cut and of layouts, function that computes one).
 template <class Use>
-void each_family(bool quick, Use use) {
-  use("gumbel_topk", some_of(topk_cases(), quick), kTopKVariants, compute_topk);
-  use("log-space sample", some_of(log_sample_cases(), quick), kLogRowVariants, compute_log_sample);
-  use("log-space gradient", some_of(log_gradient_cases(), quick), kLogRowVariants,
+void each_family(bool quick, Share share, Use use) {
+  use("gumbel_topk", some_of(topk_cases(), quick, share), kTopKVariants, compute_topk);
+  use("log-space sample", some_of(log_sample_cases(), quick, share), kLogRowVariants,
+      compute_log_sample);
+  use("log-space gradient", some_of(log_gradient_cases(), quick, share), kLogRowVariants,
       compute_log_gradient);
-  use("density", some_of(density_cases(), quick), kDensityVariants, compute_density);
-  use("estimator", some_of(estimator_cases(), quick), kEstimatorVariants, compute_estimator);
-  use("expected position", some_of(position_cases(), quick), kPositionVariants, compute_positions);
-  use("without noise", some_of(noiseless_cases(), quick), kNoiselessVariants, compute_noiseless);
+  use("density", some_of(density_cases(), quick, share), kDensityVariants, compute_density);
+  use("estimator", some_of(estimator_cases(), quick, share), kEstimatorVariants, compute_estimator);
+  use("expected position", some_of(position_cases(), quick, share), kPositionVariants,
+      compute_positions);
+  use("without noise", some_of(noiseless_cases(), quick, share), kNoiselessVariants,
+      compute_noiseless);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   bool quick = false;
+  Share share;
   std::string wanted;
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--quick")) quick = true;
+    if (!std::strcmp(argv[i], "--share") && i + 1 < argc) {
+      if (std::sscanf(argv[++i], "%u/%u", &share.part, &share.parts) != 2 || share.part < 1 ||
+          share.part-- > share.parts) {
+        std::fprintf(stderr, "--share must be for instance 2/6, got %s\n", argv[i]);
+        return 2;
+      }
+    }
     if (!std::strcmp(argv[i], "--digest") && i + 1 < argc) wanted = argv[++i];
   }
   const KernelTable* tables[kMaxCapabilities];
   const int count = available_kernels(tables);
-  const std::vector<Case> cases = make_cases(quick);
+  const std::vector<Case> cases = some_of(make_cases(quick), false, share);
 
 #if defined(GUMBEL_EXT_EMULATED_AVX512)
   if (wanted == "avx512") tables[0] = &kAvx512Kernels;
@@ -535,7 +558,7 @@ int main(int argc, char** argv) {
         const std::vector<char> bytes = compute_binary(*tables[i], c, 1);
         h = hash(h, bytes.data(), bytes.size());
       }
-      each_family(quick, [&](const char*, const auto& cases, int, auto compute) {
+      each_family(quick, share, [&](const char*, const auto& cases, int, auto compute) {
         for (const auto& c : cases) {
           const std::vector<char> bytes = compute(*tables[i], c, 0);
           h = hash(h, bytes.data(), bytes.size());
@@ -575,9 +598,10 @@ int main(int argc, char** argv) {
     const bool has_fma = std::strcmp(table.capability, "generic") != 0;
     const KernelTable* reference = i > 0 && has_fma ? tables[0] : nullptr;
     check_binary_kernels(table, reference, check);
-    each_family(quick, [&](const char* family, const auto& cases, int variants, auto compute) {
-      check_bits(table, reference, family, cases, variants, compute, check);
-    });
+    each_family(quick, share,
+                [&](const char* family, const auto& cases, int variants, auto compute) {
+                  check_bits(table, reference, family, cases, variants, compute, check);
+                });
     std::printf("%s: %zu cases, %d failures\n", table.capability, cases.size(), failed - before);
   }
   std::printf("%d passed, %d failed\n", passed, failed);

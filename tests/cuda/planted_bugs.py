@@ -2,6 +2,10 @@
 
     python tests/cuda/planted_bugs.py [only bugs whose description contains this]
 
+With CI_SHARE=2/6 it runs every sixth of them, from the second on; all are planted, so that one
+whose place has changed is always seen. With CPU_OBJECTS=FOLDER the CPU kernels, which the others
+are compared with, are those compiled there.
+
 Every barrier of the kernels is deleted in turn, found by its name, so that a new one is covered
 without being listed; masks, bounds checks, tie-breaks and the like are listed below. All bugs are
 compiled at once, each behind a switch that an environment variable turns on. Needs g++, no CUDA.
@@ -466,19 +470,25 @@ def build(folder: Path) -> dict[str, Path]:
     compiler = os.environ.get("CXX", "g++")
     flags = ["-std=c++20", "-ffp-contract=off", "-w", "-DGUMBEL_EXT_EMULATE_CUDA"]
     flags += ["-DGUMBEL_EXT_TYPE=float", "-Itests/cuda", "-Icsrc/cuda"]
-    sources = ["csrc/cuda/plan.cpp", "csrc/cpu/plan.cpp", "csrc/cpu/kernels_baseline.cpp"]
+    cpu = ["plan", "kernels_baseline"]
     if platform.machine() == "x86_64":
-        sources.append("csrc/cpu/kernels_avx2.cpp")
+        cpu.append("kernels_avx2")
         if "fma" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split():
             flags.append("-mfma")
     flags += ["-include", "emulation.h"]  # for the switches in plan.cpp
-    commands = [[*flags, "-O2", "-c", source] for source in (*sources, "tests/cuda/emulation.cpp")]
+    sources = ["csrc/cuda/plan.cpp", "tests/cuda/emulation.cpp"]
+    compiled = os.environ.get("CPU_OBJECTS")
+    if not compiled:
+        sources += [f"csrc/cpu/{source}.cpp" for source in cpu]
+    commands = [[*flags, "-O2", "-c", source] for source in sources]
     programs = ("cuda", "binary", "concrete", "deterministic", "estimator")
     for name in programs:
         source = f"tests/cuda/test_{name}_kernels.cpp"
         commands.append([*flags, "-O1", "-fsanitize=thread", "-c", source])
     objects = [str(folder / (command[-1].replace("/", "-") + ".o")) for command in commands]
     shared = objects[: -len(programs)]
+    if compiled:
+        shared += [str(ROOT / compiled / f"{source}.o") for source in cpu]
 
     def compile_one(arguments: list[str]) -> None:
         done = run([compiler, *arguments], cwd=folder)
@@ -507,9 +517,11 @@ def shows_in(bug: Bug) -> str:
 REGIMES = {S: "stream,split", C: "columns", Q: "topk"}
 
 
-def first_failure(program: Path, number: int, regimes: str = "") -> str | None:
+def first_failure(
+    program: Path, number: int, regimes: str = "", order: str = "in_order"
+) -> str | None:
     """What the tests say with a bug switched on, or None when they pass."""
-    switches = {"GUMBEL_EXT_QUICK": "1", "GUMBEL_EXT_FAIL_FAST": "1"}
+    switches = {"GUMBEL_EXT_QUICK": "1", "GUMBEL_EXT_FAIL_FAST": "1", "GUMBEL_EXT_ORDER": order}
     switches |= {"GUMBEL_EXT_PLANTED": str(number), "GUMBEL_EXT_REGIMES": regimes}
     try:
         done = run([str(program)], env={**os.environ, **switches}, timeout=300)
@@ -524,6 +536,8 @@ def first_failure(program: Path, number: int, regimes: str = "") -> str | None:
 def main() -> int:
     only = sys.argv[1] if len(sys.argv) > 1 else ""
     bugs = [bug for bug in [*deleted_barriers(), *BUGS] if only in bug.what]
+    share, of = map(int, os.environ.get("CI_SHARE", "1/1").split("/"))
+    switched_on = list(enumerate(bugs))[share - 1 :: of]
     missed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -531,22 +545,24 @@ def main() -> int:
             shutil.copytree(ROOT / part, folder / part)
         plant(bugs, folder)
         programs = build(folder)
-        for program in programs.values():
-            failure = first_failure(program, -1)
-            if failure is not None:
-                sys.exit(f"planted_bugs: fails without a bug: {failure}")
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
+            # In the order of the bugs' runs, and in the one that run_emulation.sh leaves to this file.
+            bare = [(each, order) for order in ("in_order", "random") for each in programs.values()]
+            for failure in pool.map(lambda of: first_failure(of[0], -1, order=of[1]), bare):
+                if failure is not None:
+                    sys.exit(f"planted_bugs: fails without a bug: {failure}")
             found = pool.map(
                 lambda numbered: first_failure(
                     programs[shows_in(numbered[1])], numbered[0], REGIMES.get(numbered[1].file, "")
                 ),
-                enumerate(bugs),
+                switched_on,
             )
-            for bug, failure in zip(bugs, found, strict=True):
+            for (_, bug), failure in zip(switched_on, found, strict=True):
                 missed += failure is None
                 print(f"{'MISSED' if failure is None else 'caught'}: {bug.what}"
                       + (f"  [{failure[:110]}]" if failure else ""), flush=True)  # fmt: skip
-    print(f"{len(bugs) - missed} of {len(bugs)} planted bugs caught")
+    share_of_all = f" (share {share}/{of} of {len(bugs)})" if of > 1 else ""
+    print(f"{len(switched_on) - missed} of {len(switched_on)} planted bugs caught{share_of_all}")
     return 1 if missed else 0
 
 
