@@ -26,7 +26,8 @@ CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cuh' -o -
 CXX_FILES = $(shell find csrc tests/cpp tests/cuda $(CXX_NAMES))
 BUILD_INPUTS = setup.py pyproject.toml gumbel_ext/_version.py $(shell find csrc -type d -o $(CXX_NAMES))
 
-.PHONY: build demo examples test features figures test-torch bench lint format sanitize cuda-check clean
+.PHONY: build demo examples test features figures test-torch bench lint format sanitize clean
+.PHONY: cuda-check cuda-emulation cuda-planted cuda-compiled
 
 build: $(VENV)/.built
 
@@ -84,12 +85,22 @@ format: $(VENV)/.requirements
 	$(RUN) -m ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-sanitize: build
-	bash tests/cpp/run_sanitizers.sh
+# The CPU kernels know no torch, so that programs without it link those of the module.
+CPU_OBJECTS = $(shell $(RUN) -c 'import sys, torch; \
+    print(f"build/{sys.implementation.cache_tag}-torch{torch.__version__}/csrc/cpu")')
 
-cuda-check:
-	bash tests/cuda/run_emulation.sh
-	$(PYTHON) tests/cuda/planted_bugs.py
+sanitize: build
+	CPU_OBJECTS=$(CPU_OBJECTS) bash tests/cpp/run_sanitizers.sh
+
+cuda-check: cuda-emulation cuda-planted cuda-compiled
+
+cuda-emulation: build
+	CPU_OBJECTS=$(CPU_OBJECTS) bash tests/cuda/run_emulation.sh
+
+cuda-planted: build
+	CPU_OBJECTS=$(CPU_OBJECTS) $(RUN) tests/cuda/planted_bugs.py
+
+cuda-compiled:
 	PYTHON=$(PYTHON) bash tests/cuda/check_compiled.sh
 
 clean:
