@@ -4,6 +4,7 @@
 #
 #   bash tests/cuda/check_compiled.sh
 #
+# With CI_SHARE=2/6 for sm_80 where the share is even, for sm_90 where it is odd; without for both.
 # Makes .venv-cuda with a CUDA build of torch (5 GB) on first use. Without nvcc there is nothing to
 # check: it says so and succeeds.
 set -euo pipefail
@@ -33,6 +34,10 @@ fi
 # precision is used by the float64 kernels alone is left to check_binary.py, as the assembler's own
 # warning knows no exceptions.
 export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"
+if [[ -n ${CI_SHARE:-} ]]; then
+  if ((${CI_SHARE%/*} % 2)); then TORCH_CUDA_ARCH_LIST=9.0+PTX; else TORCH_CUDA_ARCH_LIST=8.0; fi
+  echo "share $CI_SHARE: compiled for $TORCH_CUDA_ARCH_LIST"
+fi
 export NVCC_APPEND_FLAGS="-Xptxas=-warn-spills,-warn-lmem-usage -Werror all-warnings"
 rm -rf $out
 pip install --quiet --no-build-isolation --no-deps --target $out .
