@@ -21,20 +21,13 @@ def kernels_of_the_sources():
 
 
 class Launches:
-    """Of one run, as the profiler of CUDA has them; or as the emulation has."""
-
-    def __init__(self, emulated):
-        self.emulated = emulated
-        self.profile = None
+    """Of one run, as the profiler of CUDA has them."""
 
     def pytest_sessionstart(self, session):
-        if not self.emulated:
-            self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-            self.profile.start()
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        self.profile.start()
 
     def names(self):
-        if self.emulated:
-            return set(torch.ops.gumbel_ext_emulated.launched())
         torch.cuda.synchronize()
         self.profile.stop()
         events = self.profile.profiler.kineto_results.events()
@@ -57,7 +50,6 @@ class Launches:
 
 
 def pytest_configure(config):
-    device = config.getoption("--device")
-    if device == "cpu":
-        raise pytest.UsageError("-p launched_kernels: the CPU launches none; see --device")
-    config.pluginmanager.register(Launches(device == "emulated"))
+    if config.getoption("--device") != "cuda":
+        raise pytest.UsageError("-p launched_kernels: only CUDA's profiler knows; see --device")
+    config.pluginmanager.register(Launches())
