@@ -4,6 +4,7 @@
 # make features  docs/features.md, from the tests
 # make figures  docs/figures/*.png with their numbers; make figures FIGURES=samples one of them
 # make bench   the measurements; leaves JSON in benchmarks/results, tables and plots in docs/
+# make gpu-pages  what README and docs/ say of a GPU, from the JSON of benchmarks/gpu_report.sh
 # make lint    ruff, mypy, clang-format, changing nothing;    make format changes
 # make sanitize  the C++ under ASan + UBSan and TSan
 # make cuda-check  the CUDA kernels, without a GPU: emulated, planted with bugs, compiled, read
@@ -26,7 +27,7 @@ CXX_NAMES := -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cuh' -o -
 CXX_FILES = $(shell find csrc tests/cpp tests/cuda $(CXX_NAMES))
 BUILD_INPUTS = setup.py pyproject.toml gumbel_ext/_version.py $(shell find csrc -type d -o $(CXX_NAMES))
 
-.PHONY: build demo examples test features figures test-torch bench lint format sanitize clean
+.PHONY: build demo examples test features figures test-torch bench gpu-pages lint format sanitize clean
 .PHONY: cuda-check cuda-emulation cuda-planted cuda-compiled
 
 build: $(VENV)/.built
@@ -73,6 +74,10 @@ bench: build
 	$(RUN) benchmarks/bench_semi_supervised.py $(filter --quick,$(BENCH_ARGS))
 	$(RUN) benchmarks/bench_vector_quantizer.py $(filter --quick,$(BENCH_ARGS))
 	$(RUN) benchmarks/examples_page.py
+
+gpu-pages: build
+	$(RUN) benchmarks/plot.py
+	$(RUN) benchmarks/family_tables.py
 
 lint: build
 	$(RUN) -m ruff check .

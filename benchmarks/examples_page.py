@@ -21,8 +21,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
-from plot import number, table
 from style import FAINT, FONT, GRID, heading, save
+from tables import number, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

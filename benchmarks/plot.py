@@ -4,34 +4,29 @@ python benchmarks/plot.py [RESULT.json ...] [--docs DIRECTORY] [--check]
 
 Without files it takes every whole run in benchmarks/results. Tables go between marker comments in
 docs/benchmarks.md, so that the text around them is kept; pictures show the first file of the CPU,
-and the first of a GPU where there is one.
+and the first of a GPU where there is one. What README.md and the pages about CUDA kernels say of a
+GPU is made here too. A rehearsal is shown in other folders than docs/ only.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import gpu_tables
 import matplotlib.pyplot as plt
 from labels import (
     ARGMAX,
     COMPILED,
     COMPILED_ARGMAX,
     COPY,
-    CUDA_LAUNCHES,
-    CUDA_SHAPES,
     DTYPES,
     EAGER,
-    EAGERLY,
     GUMBEL_EXT,
     HARD_BACKWARD,
     HARD_FORWARD,
-    IN_A_GRAPH,
     INDEX,
     INNER_DIM,
     SAME_TWICE,
@@ -46,145 +41,32 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from style import FAINT, FONT, GRID, STYLES, heading, save
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-
-Row = dict[str, Any]
+from tables import (
+    CAPABILITY_NAMES,
+    RESULTS,
+    ROOT,
+    Result,
+    Row,
+    Target,
+    count,
+    grouped,
+    markers,
+    memory_section,
+    number,
+    optional,
+    refuse_rehearsal,
+    replace_section,
+    shape_text,
+    table,
+    times_section,
+    verdict,
+)
 
 # The instruction set that the targets are stated for comes first.
 CAPABILITIES = ("avx512", "avx2", "neon", "generic")
-CAPABILITY_NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "generic": "generic"}
-
-
-def count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-class Result:
-    """One JSON file, with its rows by what they measure."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.document: dict[str, Any] = json.loads(path.read_text())
-        if self.document.get("format") != 1:
-            raise ValueError(f"{path}: format {self.document.get('format')!r}, expected 1")
-        self.rows: list[Row] = self.document["rows"]
-        self.memory_rows: list[Row] = self.document["memory_rows"]
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether bench_cuda.py made it."""
-        return self.document.get("device") == "cuda"
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shapes that the picture of speed and the targets go through."""
-        return CUDA_SHAPES if self.on_gpu else SHAPES
-
-    @property
-    def capability(self) -> str:
-        """The instruction set that gumbel_ext's kernels used."""
-        return str(self.document["versions"]["gumbel_ext_cpu_capability"])
-
-    def find(
-        self,
-        op: str,
-        contender: str,
-        shape: Iterable[int],
-        dtype: str = "float32",
-        group: str = "shapes",
-    ) -> Row | None:
-        """The row of a contiguous case, or None where the run left it out."""
-        size = list(shape)
-        wanted = (group, op, contender, dtype)
-        for row in self.rows:
-            found = (row["group"], row["op"], row["contender"], row["dtype"])
-            # A GPU with less memory has fewer rows of a shape.
-            same_size = row["shape"][1:] == size[1:] if self.on_gpu else row["shape"] == size
-            if found == wanted and same_size:
-                return row
-        return None
-
-    def speed_rows(self) -> list[Row]:
-        """What the picture of speed shows."""
-        return [
-            row
-            for row in self.rows
-            if row["group"] == "shapes"
-            and row["dtype"] == "float32"
-            and any(row["shape"][-1] == shape[-1] for shape in self.shapes)
-            and (self.on_gpu or tuple(row["shape"]) in SHAPES)
-            and row["op"] in (SOFT_FORWARD, HARD_FORWARD, INDEX)
-        ]
-
-    def setup(self) -> str:
-        """One sentence: where, with what, when."""
-        document, machine = self.document, self.document["machine"]
-        versions, revision = document["versions"], document["revision"]
-        commit = (revision["commit"] or "unknown")[:12] + ("+" if revision["modified"] else "")
-        compiler = versions["gumbel_ext_build"].get("compiler", "unknown")
-        notes = " A `--quick` run: for orientation only." if document["quick"] else ""
-        versions_text = f"torch {versions['torch']}, gumbel_ext {versions['gumbel_ext']}"
-        if self.on_gpu:
-            gpu = machine["gpu"]
-            if document["skipped"]:
-                notes += f" {count(len(document['skipped']), 'case')} left out."
-            return (
-                f"Measured on **{gpu['name']}** ({gpu['multiprocessors']} multiprocessors, compute "
-                f"capability {gpu['compute_capability']}, driver {gpu['driver']}), "
-                f"{versions_text}, commit {commit}, {document['date'][:10]}.{notes}"
-            )
-        if document["clock"] == "cpu":
-            notes += " In CPU time, not wall time."
-        kernels = CAPABILITY_NAMES.get(self.capability, self.capability)
-        cores = f"{machine['cores_available']} cores, {count(document['threads'], 'thread')}"
-        return (
-            f"Measured with the **{kernels}** kernels on {machine['cpu']} ({cores}), "
-            f"{versions_text} built by {compiler}, "
-            f"commit {commit}, {document['date'][:10]}.{notes}"
-        )
 
 
 # --- targets ---
-
-
-@dataclass(frozen=True)
-class Target:
-    """A bound on gumbel_ext's time against a peer's, in the same rounds of the same run."""
-
-    op: str
-    dtype: str
-    peer: str
-    bound: float
-    at_most: bool  # of the peer's time; else: at least so many times faster
-
-    @property
-    def text(self) -> str:
-        """The bound as the table shows it."""
-        return f"≤ {self.bound:g} of its time" if self.at_most else f"≥ {self.bound:g}x its speed"
-
-    def measured(self, row: Row) -> tuple[float, float, float]:
-        """Median and quartiles of the bounded quantity, from the peer's row."""
-        ratio = row["time_over_baseline"]
-        if self.at_most:
-            return 1 / ratio["median"], 1 / ratio["p75"], 1 / ratio["p25"]
-        return ratio["median"], ratio["p25"], ratio["p75"]
-
-    def met(self, value: float) -> bool:
-        """Whether the value is on the right side of the bound."""
-        return value <= self.bound if self.at_most else value >= self.bound
-
-    def cell(self, row: Row | None) -> tuple[str, bool | None]:
-        """Table cell, and whether the target is met; None without a measurement."""
-        if row is None:
-            return "", None
-        value, low, high = self.measured(row)
-        met = self.met(value)
-        text = number(value) + ("" if self.at_most else "x")
-        if self.met(low) != self.met(high):
-            text += " ~"
-        return (text if met else f"**{text}**"), met
 
 
 def soft_hard_targets() -> Iterable[Target]:
@@ -216,55 +98,7 @@ SINGLE_SHAPE_TARGETS = (
 )
 
 
-def gpu_targets() -> Iterable[Target]:
-    """The targets on a GPU, over all of CUDA_SHAPES; the first is a share of copy bandwidth."""
-    for dtype in DTYPES:
-        wide = dtype == "float32"
-        bandwidth = 0.92 if wide else 0.85
-        yield Target(SOFT_FORWARD, dtype, COPY, bandwidth, False)
-        yield Target(SOFT_FORWARD, dtype, EAGER, 6 if wide else 5.5, False)
-        yield Target(SOFT_FORWARD, dtype, COMPILED, 1 if wide else 2, False)
-        yield Target(HARD_FORWARD, dtype, COPY, bandwidth, False)
-        yield Target(HARD_FORWARD, dtype, EAGER, 9, False)
-        yield Target(HARD_FORWARD, dtype, COMPILED, 2.5, False)
-        yield Target(INDEX, dtype, COPY, 0.85, False)
-        yield Target(INDEX, dtype, ARGMAX, 8, False)
-        yield Target(INDEX, dtype, COMPILED_ARGMAX, 2, False)
-        for op in (SOFT_BACKWARD, HARD_BACKWARD):
-            yield Target(op, dtype, COPY, 0.9, False)
-            yield Target(op, dtype, EAGER, 2.7, False)
-            yield Target(op, dtype, COMPILED, 1, False)
-
-
 PEAK_BYTES_TARGET = 8.5  # forward and backward, float32: output 4, gradient 4, and O(rows)
-
-
-def number(value: float) -> str:
-    """Two or three significant digits, never in exponent form."""
-    if value >= 100:
-        return f"{value:.0f}"
-    if value >= 10:
-        return f"{value:.1f}"
-    return f"{value:.2f}"
-
-
-def shape_text(shape: Iterable[int]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"
-
-
-def table(header: list[str], rows: Iterable[list[str]], numbers_from: int) -> str:
-    ruler = [
-        "---" if i < numbers_from or name == "verdict" else "---:" for i, name in enumerate(header)
-    ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ruler, *rows])
-
-
-def verdict(results: list[bool | None]) -> str:
-    known = [met for met in results if met is not None]
-    if not known:
-        return "not measured"
-    missed = known.count(False)
-    return "met" if not missed else f"**missed** at {missed} of {len(known)}"
 
 
 def targets_section(result: Result) -> str:
@@ -333,59 +167,6 @@ def targets_section(result: Result) -> str:
 # --- other tables ---
 
 
-def grouped(rows: Iterable[Row]) -> list[dict[str, Row]]:
-    """Rows of one case together, by contender, in the order of the file."""
-    cases: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        cases.setdefault(row["case"], {})[row["contender"]] = row
-    return list(cases.values())
-
-
-def optional(row: Row | None, value: Callable[[Row], str]) -> str:
-    return "" if row is None else value(row)
-
-
-def times_section(result: Result) -> str:
-    copied = "as many bytes as the operator must" if result.on_gpu else "the logits"
-    groups = ("shapes", "long rows", "layouts", "workloads") if result.on_gpu else ("shapes",)
-    unit, scale = ("picoseconds", 1e3) if result.on_gpu else ("nanoseconds", 1)
-
-    def per_element(row: Row) -> str:
-        return number(row["median_ns_per_element"] * scale)
-
-    lines = []
-    for case in grouped(r for r in result.rows if r["group"] in groups):
-        ours = case[GUMBEL_EXT]
-        shape = shape_text(ours["shape"]) + (f" dim={ours['dim']}" if ours["dim"] != -1 else "")
-        if ours["variant"] != "contiguous":
-            shape += f", {ours['variant']}"
-        compiled = case.get(COMPILED) or case.get(COMPILED_ARGMAX)
-        peers = [case.get(EAGER) or case.get(ARGMAX), compiled, *map(case.get, (SOFTMAX, COPY))]
-        cells = [optional(row, per_element) for row in [ours, *peers]]
-        spread = ours["iqr_ns_per_element"] / ours["median_ns_per_element"]
-        lines.append([ours["op"], ours["dtype"], shape, *cells, f"{100 * spread:.0f} %"])
-    header = [
-        "op",
-        "dtype",
-        "shape",
-        "gumbel_ext",
-        "eager",
-        "torch.compile",
-        "F.softmax",
-        "copy_",
-        "spread",
-    ]
-    return (
-        f"<details><summary>Median {unit} per element, every shape</summary>\n\n"
-        "Eager is `F.gumbel_softmax`, for index `argmax(logits + gumbel)`; torch.compile is of "
-        "`F.gumbel_softmax`; `F.softmax` does the same passes (forward, backward) of plain "
-        f"softmax; `copy_` moves {copied} into memory that is already there. Spread: gumbel_ext's "
-        "interquartile range over its median.\n\n"
-        + table(header, lines, numbers_from=3)
-        + "\n\n</details>"
-    )
-
-
 def workloads_section(result: Result) -> str:
     def microseconds(row: Row) -> str:
         return number(row["microseconds_per_call"]["median"])
@@ -427,109 +208,6 @@ def workloads_section(result: Result) -> str:
     return table(header, lines, numbers_from=3)
 
 
-def memory_section(result: Result) -> str:
-    lines = []
-    for row in result.memory_rows:
-        resident = row["resident_peak_bytes_per_element"]
-        saved = row["saved_beyond_output_bytes_per_element"]
-        lines.append(
-            [
-                row["op"],
-                f"{shape_text(row['shape'])} {row['dtype']}",
-                f"`{row['contender']}`",
-                number(row["allocator_peak_bytes_per_element"]),
-                "" if resident is None else number(resident),
-                number(saved),
-                number(row["saved_beyond_output_bytes_per_row"]),
-            ]
-        )
-    header = [
-        "op",
-        "logits",
-        "contender",
-        "peak, allocator",
-        "peak, resident",
-        "saved beyond output",
-        "saved, per row",
-    ]
-    return (
-        "Bytes per element above the live logits and incoming gradient, in one forward and "
-        "backward; the output and the gradient of the logits are included. The last column is in "
-        "bytes per row.\n\n" + table(header, lines, numbers_from=3)
-    )
-
-
-# --- on a GPU ---
-
-
-def gpu_section(result: Result) -> str:
-    notes = (
-        "A cell is the median over rounds of the peer's time over gumbel_ext's, on the GPU's own "
-        "clock: how many times faster gumbel_ext is. `Tensor.copy_` moves as many bytes as the "
-        "operator must read and write at least; against it the cell is the share of the bandwidth "
-        "of a copy that gumbel_ext reaches. **Bold** misses its target; ~ marks cells whose middle "
-        "half of the rounds lies on both sides of it."
-    )
-    parts = [
-        result.setup(),
-        notes,
-        gpu_targets_table(result),
-        gpu_launches_table(result),
-        memory_section(result) if result.memory_rows else "",
-        times_section(result),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def gpu_targets_table(result: Result) -> str:
-    lines = []
-    for target in gpu_targets():
-        cells = [
-            target.cell(result.find(target.op, target.peer, shape, target.dtype))
-            for shape in result.shapes
-        ]
-        if all(met is None for _, met in cells):
-            continue
-        met = verdict([met for _, met in cells])
-        lead = [target.op, target.dtype, f"`{target.peer}`", target.text]
-        lines.append([*lead, *(text for text, _ in cells), met])
-    header = ["op", "dtype", "against", "target", *map(shape_text, result.shapes), "verdict"]
-    return table(header, lines, numbers_from=4)
-
-
-def gpu_launches_table(result: Result) -> str:
-    """Microseconds a call of tensors that are all launch."""
-    launches = [row for row in result.rows if row["group"] == "launches"]
-    lines = []
-    for case in grouped(launches):
-        ours = case.get(GUMBEL_EXT)
-        if ours is None:
-            continue
-        peers = [case.get(EAGER) or case.get(ARGMAX), case.get(COMPILED), case.get(SOFTMAX)]
-        peers[1] = peers[1] or case.get(COMPILED_ARGMAX)
-        kernels = ours.get("kernels_per_call")
-        lines.append(
-            [
-                ours["op"],
-                f"{shape_text(ours['shape'])}, {ours['variant']}",
-                *(
-                    optional(row, lambda row: number(row["microseconds_per_call"]["median"]))
-                    for row in [ours, *peers]
-                ),
-                "" if kernels is None else f"{kernels:g}",
-            ]
-        )
-    if not lines:
-        return ""
-    header = ["op", "logits", "gumbel_ext µs", "eager µs", "torch.compile µs", "F.softmax µs"]
-    return (
-        f"Tensors of {shape_text(CUDA_LAUNCHES[0])} to {shape_text(CUDA_LAUNCHES[-1])}, float32: "
-        f"microseconds a call, {EAGERLY} from Python and {IN_A_GRAPH} of twenty calls. The last "
-        "column counts what a call of gumbel_ext starts on the GPU.\n\n"
-        + table([*header, "kernels"], lines, numbers_from=2)
-    )
-
-
 SECTIONS: dict[str, Callable[[Result], str]] = {
     "targets": targets_section,
     "workloads": workloads_section,
@@ -538,9 +216,7 @@ SECTIONS: dict[str, Callable[[Result], str]] = {
 }
 GPU_SECTION = "gpu"
 
-
-def markers(section: str) -> tuple[str, str]:
-    return f"<!-- begin {section}: made by plot.py -->", f"<!-- end {section} -->"
+Page = Callable[[str, list[Result]], str]
 
 
 def empty_page(names: Iterable[str] = SECTIONS) -> str:
@@ -548,33 +224,65 @@ def empty_page(names: Iterable[str] = SECTIONS) -> str:
     return "".join(f"## {name}\n\n" + "\n".join(markers(name)) + "\n\n" for name in names)
 
 
-def insert_tables(page: str, results: list[Result]) -> str:
-    """The page with every marked section made anew, as far as there are results for it."""
-    of_cpu = [result for result in results if not result.on_gpu]
-    of_gpu = [result for result in results if result.on_gpu]
-    for name, section in SECTIONS.items() if of_cpu else ():
-        texts = [section(result) for result in of_cpu]
-        if len(of_cpu) > 1 and name != "targets":
-            for i, result in enumerate(of_cpu):
+def cpu_tables(page: str, results: list[Result]) -> str:
+    """The page with every marked section of the CPU made anew."""
+    for name, section in SECTIONS.items():
+        texts = [section(result) for result in results]
+        if len(results) > 1 and name != "targets":
+            for i, result in enumerate(results):
                 capability = CAPABILITY_NAMES.get(result.capability, result.capability)
                 texts[i] = f"*{capability} kernels*\n\n{texts[i]}"
         page = replace_section(page, name, texts)
-    if of_gpu:
-        if markers(GPU_SECTION)[0] not in page:  # a page from before there was a GPU
-            added = "\n".join(["## On a GPU", "", *markers(GPU_SECTION)])
-            page = f"{page.rstrip()}\n\n{added}\n".lstrip()
-        page = replace_section(page, GPU_SECTION, [gpu_section(result) for result in of_gpu])
     return page
 
 
-def replace_section(page: str, name: str, texts: list[str]) -> str:
-    begin, end = markers(name)
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f"benchmarks.md must have the lines {begin} and {end} once each")
-    before, rest = page.split(begin)
-    _, after = rest.split(end)
-    body = "\n\n".join(texts)
-    return f"{before}{begin}\n{body}\n{end}{after}"
+def gpu_page(page: str, results: list[Result]) -> str:
+    """The page with its section about GPUs made anew."""
+    if markers(GPU_SECTION)[0] not in page:  # a folder's page from before there was a GPU
+        added = "\n".join(["## On a GPU", "", *markers(GPU_SECTION)])
+        page = f"{page.rstrip()}\n\n{added}\n".lstrip()
+    sections = [gpu_tables.gpu_section(result) for result in results]
+    return replace_section(page, GPU_SECTION, sections or [gpu_tables.gpu_section(None)])
+
+
+def kernels_page(page: str, results: list[Result]) -> str:
+    page = replace_section(page, "where measured", [gpu_tables.where_measured(results)])
+    return replace_section(page, "shares", [gpu_tables.predictions_table(results)])
+
+
+def readme_page(page: str, results: list[Result]) -> str:
+    page = replace_section(page, "gpu picture", [gpu_tables.readme_picture(results)])
+    return replace_section(page, "gpu status", [gpu_tables.readme_status(results)])
+
+
+# Those that are there are made anew; benchmarks.md is made where it is missing.
+GPU_PAGES: dict[str, Page] = {
+    "benchmarks.md": gpu_page,
+    "kernels-cuda.md": kernels_page,
+    "kernels-cuda-table.md": gpu_tables.measured_kernels,
+}
+
+
+def made_pages(docs: Path, results: list[Result], of_all: bool) -> dict[Path, str]:
+    """Pages that results change, with their text; `of_all`: these are all results that there are,
+    so that without one of a GPU nothing has been measured there.
+    """
+    of_cpu = [result for result in results if not result.on_gpu]
+    of_gpu = [result for result in results if result.on_gpu]
+    path = docs / "benchmarks.md"
+    page = empty_page(SECTIONS if of_cpu else ())
+    if path.exists():
+        page = path.read_text(encoding="utf-8")
+    pages = {path: cpu_tables(page, of_cpu) if of_cpu else page}
+    for name, make in GPU_PAGES.items() if of_gpu or of_all else ():
+        path = docs / name
+        if path in pages or path.exists():
+            text = pages.get(path) or path.read_text(encoding="utf-8")
+            pages[path] = make(text, of_gpu)
+    readme = docs.resolve().parent / "README.md"
+    if docs.resolve().name == "docs" and readme.exists() and (of_gpu or of_all):
+        pages[readme] = readme_page(readme.read_text(encoding="utf-8"), of_gpu)
+    return pages
 
 
 # --- pictures ---
@@ -681,7 +389,9 @@ def speed_picture(result: Result, path: Path) -> None:
 def memory_picture(result: Result, path: Path) -> None:
     shape = [16384, 1024] if result.on_gpu else [4096, 1024]
     wanted = [
-        row for row in result.memory_rows if row["shape"] == shape and row["dtype"] == "float32"
+        row
+        for row in result.memory_rows
+        if row.get("asked_shape", row["shape"]) == shape and row["dtype"] == "float32"
     ]
     if not wanted:
         return
@@ -748,20 +458,20 @@ def main() -> int:
         return 2
     try:
         results = [Result(path) for path in paths]
-        page_path = arguments.docs / "benchmarks.md"
-        sections = SECTIONS if any(not result.on_gpu for result in results) else ()
-        page = page_path.read_text() if page_path.exists() else empty_page(sections)
-        made = insert_tables(page, results)
+        if any(result.rehearsal for result in results):
+            refuse_rehearsal(arguments.docs)
+        pages = made_pages(arguments.docs, results, of_all=not arguments.results)
     except (OSError, ValueError) as error:
         print(f"plot.py: {error}", file=sys.stderr)
         return 2
     if arguments.check:
-        if made != page:
-            print(f"plot.py: {page_path} is out of date; run benchmarks/plot.py", file=sys.stderr)
-            return 1
-        return 0
+        stale = [path for path, text in pages.items() if text != path.read_text(encoding="utf-8")]
+        for path in stale:
+            print(f"plot.py: {path} is out of date; run benchmarks/plot.py", file=sys.stderr)
+        return 1 if stale else 0
     arguments.docs.mkdir(parents=True, exist_ok=True)
-    page_path.write_text(made)
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
     for on_gpu, name in ((False, "cpu"), (True, "gpu")):
         result = next((result for result in results if result.on_gpu == on_gpu), None)
         if result is None:
@@ -770,7 +480,7 @@ def main() -> int:
             speed_picture(result, arguments.docs / f"{name}-speed.png")
         if result.memory_rows:
             memory_picture(result, arguments.docs / f"{name}-memory.png")
-        print(gpu_targets_table(result) if on_gpu else targets_section(result))
+        print(gpu_tables.targets_table(result) if on_gpu else targets_section(result))
     return 0
 
 

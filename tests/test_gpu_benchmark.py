@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -271,3 +273,135 @@ def test_the_family_goes_on_without_a_contender_that_fails(benchmarks, tmp_path,
     ]
     contenders = [row["contender"] for row in document["rows"]]
     assert contenders == ["gumbel_ext", "topk(l + g)", "Tensor.copy_"]
+
+
+# --- the pages ---
+
+
+NOT_YET = "not yet measured"
+
+
+@pytest.fixture
+def pages(benchmarks, tmp_path):
+    """A copy of README.md and docs/*.md, and a function that runs plot.py on it."""
+    import plot
+
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    shutil.copy(ROOT / "README.md", tmp_path)
+    for page in (ROOT / "docs").glob("*.md"):
+        shutil.copy(page, docs)
+
+    def run(*options, docs=docs, pictures=False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not pictures:
+                for picture in ("speed_picture", "memory_picture"):
+                    patch.setattr(plot, picture, lambda result, path: None)
+            patch.setattr(sys, "argv", ["plot.py", "--docs", str(docs), *map(str, options)])
+            return plot.main()
+
+    run.folder = docs
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole_rehearsal(tmp_path_factory):
+    """JSON of all of the core's cases, as small as they can be; what compiles runs as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import bench_cuda
+        import cases
+        import gpu
+        import gpu_run
+        from timing import Budget
+
+        patch.setattr(gpu_run, "REHEARSED", Budget(0, 1, 1))
+        patch.setattr(bench_cuda, "MOST_REHEARSED", 64)
+        patch.setattr(bench_cuda, "MOST_CLASSES_REHEARSED", 16)
+        patch.setattr(cases, "MOST_INPUTS", 2)
+        patch.setattr(gpu.Rehearsal, "started", lambda self, call, calls: calls)
+        patch.setattr(torch, "compile", lambda function, **options: function)
+        output = tmp_path_factory.mktemp("whole") / "rehearsal.json"
+        assert bench_cuda.main(["--rehearse", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture
+def rehearsal(whole_rehearsal, tmp_path):
+    """A copy of it that a test may change."""
+    return Path(shutil.copy(whole_rehearsal, tmp_path))
+
+
+def test_one_result_fills_every_cell(pages, rehearsal):
+    texts = {name: (pages.folder / name).read_text(encoding="utf-8") for name in GPU_PAGES}
+    assert all(NOT_YET in text or "not measured" in text for text in texts.values())
+    assert pages(rehearsal, pictures=True) == 0
+    for name in GPU_PAGES:
+        text = (pages.folder / name).read_text(encoding="utf-8")
+        assert NOT_YET not in text
+        assert "left out" not in text
+        assert "rehearsal without a GPU" in text
+    assert (pages.folder / "gpu-speed.png").read_bytes().startswith(b"\x89PNG")
+    assert (pages.folder / "gpu-memory.png").read_bytes().startswith(b"\x89PNG")
+    readme = (pages.folder / "../README.md").read_text(encoding="utf-8")
+    assert "](docs/gpu-speed.png)" in readme
+    assert pages(rehearsal, "--check") == 0
+
+
+GPU_PAGES = ("benchmarks.md", "kernels-cuda.md", "kernels-cuda-table.md", "../README.md")
+
+
+def test_a_cell_shows_the_number_of_its_case(pages, rehearsal):
+    document = json.loads(rehearsal.read_text(encoding="utf-8"))
+    for row in document["rows"]:
+        regime = (row["group"], row["workload"], row["dtype"], row["op"], row["contender"])
+        if regime == ("regimes", "split", "float16", "soft backward", "gumbel_ext"):
+            row["share_of_copy_bandwidth"]["median"] = 7.77
+        case = (row["group"], row["asked_shape"], row["dtype"], row["op"], row["contender"])
+        if case == ("shapes", [8192, 65536], "float16", "index", "Tensor.copy_"):
+            row["time_over_baseline"] = dict.fromkeys(("median", "p25", "p75", "min"), 6.66)
+    rehearsal.write_text(json.dumps(document), encoding="utf-8")
+    assert pages(rehearsal) == 0
+    table = (pages.folder / "kernels-cuda-table.md").read_text(encoding="utf-8")
+    shown = [line for line in table.splitlines() if line.endswith("| 7.77 |")]
+    assert [line.split("|")[1:3] for line in shown] == [
+        [" split, first pass ", " float16 "],
+        [" split, second pass ", " float16 "],
+    ]
+    of_backward = table.split("## backward\n")[1].split("## ")[0]
+    assert all(line in of_backward for line in shown)
+    page = (pages.folder / "benchmarks.md").read_text(encoding="utf-8")
+    [line] = [line for line in page.splitlines() if "| 6.66x |" in line]
+    assert line.startswith("| index | float16 | `Tensor.copy_` | ≥ 0.85x its speed |")
+    assert line.split("|")[5:12].index(" 6.66x ") == 5
+
+
+def test_what_a_cut_run_left_out_is_said(pages, rehearsal):
+    document = json.loads(rehearsal.read_text(encoding="utf-8"))
+    document["rows"] = [row for row in document["rows"] if row["op"] != "hard forward"]
+    document["memory_rows"] = []
+    rehearsal.write_text(json.dumps(document), encoding="utf-8")
+    assert pages(rehearsal) == 0
+    for name in GPU_PAGES[:3]:
+        text = (pages.folder / name).read_text(encoding="utf-8")
+        assert NOT_YET not in text
+        assert "left out" in text
+
+
+def test_a_result_of_the_cpu_alone_leaves_the_gpus_pages_alone(pages, rehearsal):
+    assert pages(rehearsal) == 0
+    before = {path: path.read_bytes() for path in pages.folder.glob("*.md")}
+    assert pages(ROOT / "benchmarks" / "results" / "cpu-avx2.json") == 0
+    assert {path: path.read_bytes() for path in pages.folder.glob("*.md")} == before
+
+
+def test_the_projects_pages_are_what_the_results_say(pages, capsys):
+    assert pages("--check", docs=ROOT / "docs") == 0, capsys.readouterr().err
+
+
+def test_a_rehearsal_is_kept_out_of_the_projects_pages(pages, rehearsal, capsys):
+    before = {path: path.read_bytes() for path in (ROOT / "docs").glob("*.*")}
+    for docs in (ROOT / "docs", ROOT / "docs" / "examples"):
+        assert pages(rehearsal, docs=docs) == 2
+        assert "a rehearsal is not for" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (ROOT / "docs").glob("*.*")} == before

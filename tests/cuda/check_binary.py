@@ -620,7 +620,8 @@ def table(kernels: list[Kernel], compiler: str) -> str:
     lines = [
         "# The CUDA kernels in figures",
         "",
-        f"Written by tests/cuda/check_binary.py from the machine code for sm_90 ({compiler}).",
+        f"Written by tests/cuda/check_binary.py from the machine code for sm_90 ({compiler});",
+        "what was measured, by benchmarks/plot.py.",
         "How to read it: [kernels-cuda.md](kernels-cuda.md).",
     ]
     columns = (
