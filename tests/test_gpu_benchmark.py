@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,26 @@ ROOT = Path(__file__).resolve().parents[1]
 CUDA = ROOT / "csrc" / "cuda"
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
+@contextmanager
+def imported_benchmarks():
     """The benchmarks' modules can be imported; what they set for their process is undone."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import compiled
-    import gpu_run
-
-    monkeypatch.setattr(compiled, "_OPTIONS", dict(compiled._OPTIONS))
-    monkeypatch.setattr(gpu_run, "CALLS_IN_A_GRAPH", 2)
-    monkeypatch.setattr(gpu_run, "CALLS_IN_A_ROW", 2)
     threads = torch.get_num_threads()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import compiled
+        import gpu_run
+
+        patch.setattr(compiled, "_OPTIONS", dict(compiled._OPTIONS))
+        patch.setattr(gpu_run, "CALLS_IN_A_GRAPH", 2)
+        patch.setattr(gpu_run, "CALLS_IN_A_ROW", 2)
+        yield patch
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def benchmarks():
+    with imported_benchmarks():
+        yield
 
 
 # --- the regimes ---
@@ -230,23 +238,33 @@ def test_a_rehearsal_is_never_written_under_the_name_of_a_result(benchmarks, cap
 # --- the family's cases ---
 
 
-def test_a_rehearsal_measures_every_page_of_the_family(benchmarks, tmp_path, monkeypatch):
-    import bench_family_cuda
+@pytest.fixture(scope="module")
+def family_rehearsal(tmp_path_factory):
+    """JSON of one case of each kind of each page."""
+    with imported_benchmarks() as patch:
+        import bench_family_cuda
 
-    def first_of_each_kind(rows):
-        kinds = {(case.page, case.called, case.memory): case for case in reversed(every(rows))}
-        return list(kinds.values())
+        def first_of_each_kind(rows):
+            kinds = {(case.page, case.called, case.memory): case for case in reversed(every(rows))}
+            return list(kinds.values())
 
-    every = bench_family_cuda.all_cases
-    monkeypatch.setattr(bench_family_cuda, "all_cases", first_of_each_kind)
-    status, document = rehearse(bench_family_cuda.main, tmp_path, "--no-compile")
-    assert status == 0
+        every = bench_family_cuda.all_cases
+        patch.setattr(bench_family_cuda, "all_cases", first_of_each_kind)
+        output = tmp_path_factory.mktemp("family") / "rehearsal.json"
+        options = ["--rehearse", "--no-compile", "--output", str(output)]
+        assert bench_family_cuda.main(options) == 0
+    return output
+
+
+def marked_pages():
+    texts = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
+    return {page for page, text in texts.items() if f"<!-- family: {page} -->" in text}
+
+
+def test_a_rehearsal_measures_every_page_of_the_family(family_rehearsal):
+    document = json.loads(family_rehearsal.read_text(encoding="utf-8"))
     assert document["complete"]
-    pages = {row["page"] for row in document["rows"]}
-    marked = {
-        page.stem for page in (ROOT / "docs").glob("*.md") if "<!-- family" in page.read_text()
-    }
-    assert pages == marked
+    assert {row["page"] for row in document["rows"]} == marked_pages()
     assert {row["called"] for row in document["rows"]} == {"", "one by one", "in a graph"}
     assert any("share_of_copy_bandwidth" in row for row in document["rows"])
     assert any("kernels_per_call" in row for row in document["rows"])
@@ -307,8 +325,7 @@ def pages(benchmarks, tmp_path):
 @pytest.fixture(scope="module")
 def whole_rehearsal(tmp_path_factory):
     """JSON of all of the core's cases, as small as they can be; what compiles runs as it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
+    with imported_benchmarks() as patch:
         import bench_cuda
         import cases
         import gpu
@@ -405,3 +422,57 @@ def test_a_rehearsal_is_kept_out_of_the_projects_pages(pages, rehearsal, capsys)
         assert pages(rehearsal, docs=docs) == 2
         assert "a rehearsal is not for" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (ROOT / "docs").glob("*.*")} == before
+
+
+@pytest.fixture
+def family_tables(benchmarks):
+    """family_tables.py with these arguments."""
+    import family_tables
+
+    def run(*options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["family_tables.py", *map(str, options)])
+            return family_tables.main()
+
+    return run
+
+
+def test_the_familys_pages_show_a_gpu_under_the_cpu(family_tables, family_rehearsal, pages):
+    docs = ("--docs", pages.folder)
+    before = {page: (pages.folder / f"{page}.md").read_text() for page in marked_pages()}
+    assert all(f"On a GPU: {NOT_YET}." in text for text in before.values())
+    assert family_tables(family_rehearsal, *docs) == 0
+    document = json.loads(family_rehearsal.read_text(encoding="utf-8"))
+    for page, text in before.items():
+        made = (pages.folder / f"{page}.md").read_text(encoding="utf-8")
+        assert NOT_YET not in made
+        start, end = text.split(f"On a GPU: {NOT_YET}.")
+        assert made.startswith(start)
+        assert made.endswith(end)
+        table = made.removeprefix(start).removesuffix(end)
+        rows = [row for row in document["rows"] if row["page"] == page]
+        shown = [row for row in rows if row["contender"] != "Tensor.copy_"]
+        assert table.count("\n| ") == len(shown) + 1  # and the ruler
+        assert "rehearsal without a GPU" in table
+    assert family_tables(family_rehearsal, *docs, "--check") == 0
+    assert family_tables(*docs, "--check") == 1  # without the rehearsal: not yet measured
+
+
+def test_the_family_in_one_page(family_tables, family_rehearsal, tmp_path):
+    page = tmp_path / "out" / "family.md"
+    assert family_tables(family_rehearsal, "--page", page) == 0
+    text = page.read_text(encoding="utf-8")
+    headings = {line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")}
+    assert headings == marked_pages()
+
+
+def test_a_rehearsal_is_kept_out_of_the_familys_pages(family_tables, family_rehearsal, capsys):
+    before = {path: path.read_bytes() for path in (ROOT / "docs").glob("*.*")}
+    assert family_tables(family_rehearsal) == 2
+    assert family_tables(family_rehearsal, "--page", ROOT / "docs" / "family.md") == 2
+    assert "a rehearsal is not for" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (ROOT / "docs").glob("*.*")} == before
+
+
+def test_the_familys_pages_are_what_the_results_say(family_tables, capsys):
+    assert family_tables("--check") == 0, capsys.readouterr().err
