@@ -70,10 +70,21 @@ TENSORS_OF_INPUTS = {SOFT_TRAIN: 2, HARD_TRAIN: 2, SOFT_BACKWARD: 8, HARD_BACKWA
 def all_cases() -> list[Case]:
     """The most telling ones first: a run that is cut short has them."""
     control = [Case("control", CONTROL, (16384, 1024), quick=True)]
-    told = [*control, *shapes(), *launches(), *long_rows(), *other_dims()]
-    first = [case for case in [*told, *memory_cases()] if case.quick]
-    rest = [case for case in [*told, *memory_cases()] if not case.quick]
-    return [*first, *of_regimes(), *rest, *short_rows(), *users()]
+    found = [*control, *shapes(), *long_rows(), *other_dims(), *launches(), *memory_cases()]
+    return sorted([*found, *of_regimes(), *short_rows(), *users()], key=place)
+
+
+def place(case: Case) -> int:
+    """What the targets name comes before what compiles for long; what a failure could leave the
+    GPU unusable after, a capture, comes late.
+    """
+    if case.group == REGIMES:
+        return 2
+    if not case.quick:
+        return 4
+    if case.variant == IN_A_GRAPH or case.compiled == "full":
+        return 3
+    return 0 if case.compiled == "always" or case.op == CONTROL else 1
 
 
 def shapes() -> Iterable[Case]:

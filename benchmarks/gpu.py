@@ -264,6 +264,8 @@ def answers(device: Device) -> bool:
     """Whether the error of a case left the device in working order."""
     try:
         device.empty_cache()
+        # A capture that failed may have left the generator behind in its graph.
+        torch.rand(1, device=device.torch_device)
         device.synchronize()
     except RuntimeError:
         return False

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -86,7 +86,10 @@ def chosen(cases: Iterable[C], arguments: argparse.Namespace) -> list[C]:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, RuntimeError) and line:
+        return line
+    return f"{type(error).__name__}: {line}"
 
 
 def runnable(
@@ -107,7 +110,7 @@ def runnable(
             call(0)
             device.synchronize()
             found[name] = call
-        except RuntimeError as error:  # which the compiler's errors are, and a want of memory
+        except Exception as error:  # of its own, of the compiler, for want of memory
             if name in must:
                 raise
             skipped.append({"case": case, "contender": name, "reason": first_line(error)})
@@ -118,7 +121,8 @@ def runnable(
 def copier(bytes_moved: int, device: Device) -> Call:
     """Tensor.copy_ that moves as many bytes as an operator must: half of them read."""
     options: Any = {"dtype": torch.uint8, "device": device.torch_device}
-    source = torch.zeros(max(1, bytes_moved // 2), **options)
+    # Not zeros, which take less power, so that clocks may be higher.
+    source = torch.empty(max(1, bytes_moved // 2), **options).random_()
     destination = torch.empty_like(source)
     return lambda _: destination.copy_(source)
 
@@ -169,7 +173,9 @@ def unsearched(device: Device, arguments: argparse.Namespace) -> Iterator[None]:
     search around every case, for longer than most cases take.
     """
     if not arguments.no_compile:
-        compiled(torch.sin)(torch.ones(1, device=device.torch_device))
+        # Where it fails, each contender that wants it will say so.
+        with suppress(Exception):
+            compiled(lambda x: x.sin())(torch.ones(1, device=device.torch_device))
     gc.collect()
     gc.freeze()
     try:
@@ -252,7 +258,7 @@ def run(
                 try:
                     table, rows = measure(case, device, budget, skipped)
                     document[table] += rows
-                except RuntimeError as error:
+                except Exception as error:  # one case should not end the run
                     skipped.append({"case": case.name, "reason": first_line(error)})
                     print(f"{program}: skipped {case.name}: {first_line(error)}", file=sys.stderr)
                     if not answers(device):

@@ -28,7 +28,7 @@ def _gumbel_rao(logits: Tensor, tau: float, k: int) -> Tensor:
     with torch.no_grad():
         p = logits.softmax(-1)
         y = _one_hot(p)
-        e = torch.empty(k, *p.shape).exponential_()
+        e = p.new_empty(k, *p.shape).exponential_()
         of_index = (e * y).sum(-1, keepdim=True)
         total = logits.logsumexp(-1, keepdim=True)
         phi = total - (e / p * (1 - y) + of_index).log()
