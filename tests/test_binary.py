@@ -395,10 +395,16 @@ def test_gradient_of_tensor_temperatures(device, state, hard, dtype):
         y = binary_concrete(logits, tau, hard, rng_state=state)
         (actual,) = torch.autograd.grad(y, tau, grad)
         _, slope, z = exact(logits, tau)
-        terms = -grad.cpu().double() * slope * z / tau.detach().cpu()
+        weights = grad.cpu().double() * slope / tau.detach().cpu()
+        terms = -weights * z
         k = relative_bound(accumulation_dtype(dtype), condition(logits, tau))
         expected = terms.sum_to_size(tau.shape)
-        allowed = (k * terms.abs() + smallest(dtype)).sum_to_size(tau.shape)
+        allowed = k * terms.abs() + smallest(dtype)
+        if not runs_cpu_kernels(device):
+            # There small noise is right to so much absolutely, and z may be smaller than it.
+            of_noise = 8 * accumulation_eps(dtype) * noise(logits.shape).abs().clamp(min=1)
+            allowed = allowed + weights.abs() * of_noise / tau.detach().cpu()
+        allowed = allowed.sum_to_size(tau.shape)
         assert ((actual.cpu() - expected).abs() <= allowed).all(), kind
 
 
@@ -499,7 +505,9 @@ def test_largest_temperatures(device, state, dtype):
     logits = samples((1000,), dtype, device).requires_grad_()
     for tau in (1e30, 1e300, torch.finfo(torch.float64).max):
         y = binary_concrete(logits, tau, rng_state=state)
-        assert (y == 0.5).all()
+        # A GPU's exponential of nearly 0 may be off by two units, of which y takes a quarter.
+        allowed = 0 if runs_cpu_kernels(device) else eps(accumulation_dtype(dtype)) / 2
+        assert ((y.double() - 0.5).abs() <= allowed).all()
         (grad,) = torch.autograd.grad(y, logits, torch.randn_like(y))
         assert grad.isfinite().all()
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from oracle import DTYPES, SIXTEEN_BIT, eps, layouts, lookup_inputs, noise
+from oracle import DTYPES, SIXTEEN_BIT, eps, layouts, lookup_inputs, noise, runs_cpu_kernels
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
@@ -66,6 +66,10 @@ def compare(logits, weight, hard, dim, state, tau=0.7, mask=None, learn_tau=Fals
     # or float64 if either is of it; the sample is of the dtype that logits are computed in.
     double_only = logits.dtype == weight.dtype == torch.float64
     slack = 512 * eps(torch.float64 if double_only else torch.float32)
+    # The tensor cores of a GPU take a 16-bit codebook with samples and gradients rounded to its
+    # dtype: an error of each product, of which a sum may have many that nearly cancel.
+    if not runs_cpu_kernels(logits.device) and weight.dtype in SIXTEEN_BIT:
+        slack = slack + 2 * eps(weight.dtype) * (logits.dtype != torch.float64)
 
     def close(actual, reference, dtype):
         assert actual.dtype == dtype
@@ -395,5 +399,6 @@ def test_errors_of_the_backward():
         backward(grad=grad.double())
     with pytest.raises(ValueError, match=r"index must have shape \[2\], got \[1\]"):
         backward(index=index[:1])
-    with pytest.raises(IndexError, match="index must be between -1 and 3, got 4"):
-        backward(index=index + 4)
+    if runs_cpu_kernels("cpu"):  # a GPU does not look before its kernel runs
+        with pytest.raises(IndexError, match="index must be between -1 and 3, got 4"):
+            backward(index=index + 4)

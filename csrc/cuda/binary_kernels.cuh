@@ -105,8 +105,7 @@ struct LogisticCurve {
     z = multiply(score, inverse_tau);
     e = power_of_two(multiply(z < 0 ? z : -z, static_cast<Scalar>(1.4426950408889634074)));
     const Scalar sum = add(Scalar(1), e);
-    // The hardware's reciprocal may miss even that of 1, and certainty must be exact.
-    r = sum == 1 ? Scalar(1) : reciprocal(sum);
+    r = refined_reciprocal(sum);
   }
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar sigmoid() const {
     if (z != z) return z;

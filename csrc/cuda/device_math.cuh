@@ -140,9 +140,8 @@ GUMBEL_EXT_INLINE void narrow(float a, Half* out) { out->bits = float_to_half(a)
 GUMBEL_EXT_INLINE void narrow(float a, BFloat16* out) { out->bits = float_to_bfloat16(a); }
 #endif
 GUMBEL_EXT_INLINE double reciprocal(double x) { return 1 / x; }
-// What the hardware gives may be off by a unit in the last place, at 1 too for all that is
-// promised, where a sample at a small temperature would not be one-hot. After a step of Newton's it
-// is not.
+// What the hardware gives may be off by a unit in the last place, for all that is promised at 1 and
+// 2 too, where certainty and even chances must be exact. After a step of Newton's it is not.
 GUMBEL_EXT_INLINE float refined_reciprocal(float x) {
   const float y = reciprocal(x);
   return multiply_add(y, multiply_add(-x, y, 1.0f), y);

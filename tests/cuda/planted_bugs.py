@@ -261,7 +261,7 @@ BUGS = [
     drop("operands repeated over trailing dimensions", B, "if (operand.repeat != 1) n /= operand.repeat;"),
     swap("an element's place within a period", B, "n % operand.period", "n"),
     swap("the sigmoid of |z|", B, "z < 0 ? multiply(e, r) : r", "r"),
-    swap("the reciprocal of certainty", B, "sum == 1 ? Scalar(1) : reciprocal(sum)", "reciprocal(sum)"),
+    swap("the reciprocal of certainty", B, "refined_reciprocal(sum)", "reciprocal(sum)"),
     swap("the slope from a rounded sample", B, "multiply(multiply(e, r), r)", "multiply(r, add(Scalar(1), -r))"),
     swap("0 * inf in the gradient of tau", B, "curve.e == 0", "false"),
     swap("the gradient of tau by its sign", B, "-multiply(gradient, curve.z)", "multiply(gradient, curve.z)"),
