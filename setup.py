@@ -153,6 +153,8 @@ CXX_FLAGS = [
     "-fopenmp",
     "-fvisibility=hidden",
     "-g0",
+    # As nvcc has NVCC_APPEND_FLAGS; for instance -O0, for a module that nobody measures.
+    *os.environ.get("CXX_APPEND_FLAGS", "").split(),
 ]
 
 

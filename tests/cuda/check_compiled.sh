@@ -38,6 +38,8 @@ if [[ -n ${CI_SHARE:-} ]]; then
   if ((${CI_SHARE%/*} % 2)); then TORCH_CUDA_ARCH_LIST=9.0+PTX; else TORCH_CUDA_ARCH_LIST=8.0; fi
   echo "share $CI_SHARE: compiled for $TORCH_CUDA_ARCH_LIST"
 fi
+# Of the code for the CPU nothing is measured here, and most runs in other tests.
+export CXX_APPEND_FLAGS=-O0
 export NVCC_APPEND_FLAGS="-Xptxas=-warn-spills,-warn-lmem-usage -Werror all-warnings"
 rm -rf $out
 pip install --quiet --no-build-isolation --no-deps --target $out .
