@@ -55,6 +55,7 @@ def programs():
             *("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"),
             *("-S", ROOT, "-B", FOLDER, "-DCMAKE_BUILD_TYPE=Release"),
             *("-DGUMBEL_EXT_CUDA=OFF", "-DGUMBEL_EXT_TESTS=ON"),
+            "-DGUMBEL_EXT_PRECOMPILED_HEADERS=ON",
             f"-DTorch_DIR={torch.utils.cmake_prefix_path}/Torch",
             f"-DPython_EXECUTABLE={sys.executable}",
         )
