@@ -41,7 +41,7 @@ from labels import (
     SOFT_TRAIN,
     SOFTMAX,
 )
-from regimes import KERNELS_OF, regimes
+from regimes import KERNELS_OF, needs_clusters, regimes
 from timing import Budget, Call
 
 # The kernels' own time, not a race: less is enough.
@@ -317,8 +317,11 @@ def measure(
     if case.group == "memory":
         table, found = "memory_rows", run_memory_case(case, device, with_compile, skipped)
     else:
-        if case.group == REGIMES and not device.rehearsal:
-            budget = OF_A_REGIME
+        if case.group == REGIMES:
+            capability = device.describe()["compute_capability"]
+            if needs_clusters(case.workload) and float(capability) < 9:
+                raise gpu_run.UnsuitableGpuError(f"needs compute capability 9.0, not {capability}")
+            budget = budget if device.rehearsal else OF_A_REGIME
         case = fitted(case, device.free_bytes(), device.cache_bytes)
         table, found = "rows", run_case(case, device, budget, with_compile, skipped)
     return table, [{**row, "asked_shape": asked} for row in found]
