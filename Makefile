@@ -28,7 +28,7 @@ CXX_FILES = $(shell find csrc tests/cpp tests/cuda $(CXX_NAMES))
 BUILD_INPUTS = setup.py pyproject.toml gumbel_ext/_version.py $(shell find csrc -type d -o $(CXX_NAMES))
 
 .PHONY: build demo examples test features figures test-torch bench gpu-pages lint format sanitize clean
-.PHONY: cuda-check cuda-emulation cuda-planted cuda-compiled
+.PHONY: cuda-check cuda-suite cuda-emulation cuda-planted cuda-compiled
 
 build: $(VENV)/.built
 
@@ -97,7 +97,10 @@ CPU_OBJECTS = $(shell $(RUN) -c 'import sys, torch; \
 sanitize: build
 	CPU_OBJECTS=$(CPU_OBJECTS) bash tests/cpp/run_sanitizers.sh
 
-cuda-check: cuda-emulation cuda-planted cuda-compiled
+cuda-check: cuda-suite cuda-emulation cuda-planted cuda-compiled
+
+cuda-suite: build
+	$(RUN) -m pytest --device emulated $(PYTEST_ARGS)
 
 cuda-emulation: build
 	CPU_OBJECTS=$(CPU_OBJECTS) bash tests/cuda/run_emulation.sh

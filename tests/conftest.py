@@ -66,8 +66,30 @@ def emulated_library():
     return str(script["build"](script["default_folder"]()))
 
 
+def pytest_report_header(config):
+    share = os.environ.get("CI_SHARE")
+    if config.getoption("--device") == "emulated" and share:
+        return f"share {share} of the tests with a device"
+    return None
+
+
+def choose_emulated(config, items):
+    """Of the tests with a device, those of CI_SHARE: 2/6 is every sixth, from the second on.
+
+    The others say nothing about the kernels, or too slowly.
+    """
+    share, of = map(int, os.environ.get("CI_SHARE", "1/1").split("/"))
+    kept = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+    kept = kept[share - 1 :: of]
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = kept
+
+
 def pytest_collection_modifyitems(config, items):
     device = config.getoption("--device")
+    if device == "emulated":
+        choose_emulated(config, items)
     for item in items:
         cpu_only, gpu_only = map(item.get_closest_marker, ("cpu_only", "gpu_only"))
         if cpu_only and device != "cpu":

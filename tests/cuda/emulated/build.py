@@ -43,26 +43,35 @@ def flags() -> list[str]:
 
 
 def ninja_file(folder: Path) -> str:
-    """Kernels with -O2, as their speed is the tests'; the rest with -O1, which compiles sooner."""
-    register_not = f"-O1 -include {HERE / 'without_registration.h'}"
-    sources = dict.fromkeys(sorted((ROOT / "csrc" / "cuda").glob("*.cu")), "-O2")
-    sources |= dict.fromkeys(sorted((ROOT / "csrc" / "cuda").glob("*.cpp")), "-O1")
-    sources |= {HERE.parent / "emulation.cpp": "-O2", HERE / "take_over.cpp": "-O1"}
-    sources |= {ROOT / "csrc" / name: register_not for name in SHARED_WITH_THE_MODULE}
+    """Operators without optimization, as the time is the compiler's; kernels are what runs long."""
+    header = folder / "torch_headers.h"
+    operators = f"-O0 -include {header}"
+    shared = f"{operators} -include {HERE / 'without_registration.h'}"
+    sources = dict.fromkeys(sorted((ROOT / "csrc" / "cuda").glob("*.cu")), "-O1")
+    sources |= {HERE.parent / "emulation.cpp": "-O2"}
+    sources |= dict.fromkeys(sorted((ROOT / "csrc" / "cuda").glob("*.cpp")), operators)
+    sources |= {HERE / "take_over.cpp": operators}
+    sources |= {ROOT / "csrc" / name: shared for name in SHARED_WITH_THE_MODULE}
     libraries = Path(torch.__file__).resolve().parent / "lib"
     lines = [
         f"cxx = {os.environ.get('CXX', 'g++')} {' '.join(flags())}",
+        "language = c++",
         "rule compile",
-        "  command = $cxx $more -MMD -MF $out.d -x c++ -c $in -o $out",
+        "  command = $cxx $more -MMD -MF $out.d -x $language -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
         f"  command = $cxx -shared $in -o $out -L{libraries} -ltorch -ltorch_cpu -lc10 -Wl,-z,defs",
+        # Found beside where the header would be, which need not be there.
+        f"build {header}.gch: compile {HERE / header.name}",
+        "  more = -O0",
+        "  language = c++-header",
     ]
     objects = []
     for source, more in sources.items():
         objects.append(f"{source.stem}.o")
-        lines += [f"build {objects[-1]}: compile {source}", f"  more = {more}"]
+        after = f" | {header}.gch" if "-include" in more else ""
+        lines += [f"build {objects[-1]}: compile {source}{after}", f"  more = {more}"]
     assert len(set(objects)) == len(objects)
     return "\n".join([*lines, f"build {library(folder).name}: link {' '.join(objects)}", ""])
 
