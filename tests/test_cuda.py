@@ -276,6 +276,7 @@ def test_generators_seed_is_the_state(device):
 # ---- what cannot raise, and what does -----------------------------------------------------------
 
 
+@pytest.mark.gpu_only(reason="on the CPU temperatures are looked at")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tau_dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(7, 5), (7, 40), (7, 2100), (7, 10_001), (7, 20_000)], ids=str)
