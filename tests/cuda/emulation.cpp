@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <mutex>
 #include <random>
 #include <string>
 #include <unordered_map>
@@ -666,6 +667,9 @@ void RaceDetector::access(const void* address, std::size_t size, bool write, con
 }  // namespace
 
 void launch(dim3 grid, int threads, int cluster, const std::function<void()>& kernel) {
+  // Host threads take turns; a kernel that launches one must not wait for itself, but be told.
+  static std::recursive_mutex one_at_a_time;
+  const std::lock_guard<std::recursive_mutex> lock(one_at_a_time);
   scheduler().launch(grid, threads, cluster, kernel);
 }
 void expect_aligned(const void* address, std::size_t bytes) {
