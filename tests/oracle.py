@@ -93,7 +93,13 @@ def smallest(dtype):
 
 
 def condition(logits, noise, tau, dim=-1):
-    """``K = 1 + (max|l| + max|g|) / tau`` a row, ``dim`` kept: how far z magnifies rounding."""
+    """``K = 1 + (max|l| + max|g|) / tau`` a row, ``dim`` kept: how far z magnifies rounding.
+
+    On a GPU float32 noise is good to so much of its size or of 1 (docs/noise.md): a row of noise
+    that is small all over is as inexact as one of size 1.
+    """
+    if not runs_cpu_kernels(logits.device):
+        noise = noise.abs().clamp(min=1)
     logits = logits.detach().cpu().double()
     logits = torch.where(logits.isfinite(), logits, 0.0)
     tau = tau.detach().cpu().double() if isinstance(tau, torch.Tensor) else tau

@@ -158,6 +158,26 @@ def test_nan_takes_its_row(case, hard, places):
     assert index == min(place % classes for place in places)
 
 
+@pytest.mark.parametrize("value", [-INF, NAN], ids=str)
+def test_temperature_of_a_nan_row_has_a_nan_gradient(case, hard, value):
+    """As the row's logits have: what trains a temperature must see it."""
+    tau = torch.full(case.rows.shape[:1], 0.5, dtype=torch.float64).to(case.logits.device)
+    tau = tau.unsqueeze(case.dim).requires_grad_()
+
+    def gradient():
+        y = gumbel_ext.gumbel_softmax(
+            case.logits, tau, hard, dim=case.dim, rng_state=case.state
+        ).double()
+        (of_tau,) = torch.autograd.grad(y, tau, y.detach().cos())
+        return of_tau.squeeze(case.dim)
+
+    clean = gradient()
+    case.rows[EDGE_ROW] = value
+    actual = gradient()
+    assert actual[EDGE_ROW].isnan()
+    assert torch.equal(other_rows(actual), other_rows(clean))
+
+
 def test_nan_of_any_sign_and_payload(device, hard):
     bits = torch.tensor([-4194304, 2143289344, -1, 2147483647], dtype=torch.int32)
     for pattern in bits:

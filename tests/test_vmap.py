@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from oracle import rng_state
+from oracle import eps, rng_state, runs_cpu_kernels
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, jacrev, vmap
 
@@ -65,7 +65,13 @@ def assert_same(actual, expected):
     expected = expected if isinstance(expected, tuple) else (expected,)
     for a, b in zip(actual, expected, strict=True):
         assert a.dtype == b.dtype
-        assert torch.equal(a, b)
+        if runs_cpu_kernels(a.device) or not a.is_floating_point():
+            assert torch.equal(a, b)
+        else:
+            # A CUDA kernel is chosen by the layout, and with it the order in which a row adds up.
+            few = 32 * eps(a.dtype)
+            size = float(b.abs().max()) if b.numel() else 0.0
+            torch.testing.assert_close(a, b, rtol=few, atol=few * size)
 
 
 # ---- randomness ---------------------------------------------------------------------------------
@@ -394,7 +400,6 @@ def test_backward_ops(batch, state, hard, batched):
     """By one call, not by PyTorch's loop: with logits or y batched or not, the gradient or not."""
     logits, tau, mask = batch
     y, index, _ = OPS.gumbel_softmax(logits, 1.0, tau, False, -1, mask, True, None, state)
-    index = index.clamp(min=0)
     grads = torch.randn_like(y)
 
     def slopes(g, x, k, t, m):

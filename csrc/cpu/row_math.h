@@ -128,7 +128,7 @@ inline void gradient_chunk(const Y* y, const Y* y_end, const G* grad, const G* g
   }
 }
 
-// log(y) * tau dl, the term of dtau, with 0 log 0 = 0.
+// log(y) * tau dl, the term of dtau, with 0 log 0 = 0: what is not positive is 0, or NaN.
 template <class F>
 GUMBEL_EXT_INLINE F log_dot_term(F y, F h, F dot) {
   using T = RealTraits<F>;
@@ -136,7 +136,7 @@ GUMBEL_EXT_INLINE F log_dot_term(F y, F h, F dot) {
   const auto positive = less(T::splat(0), y);
   // log_positive() knows no subnormal numbers; at that size the term is nothing anyway.
   const F log_y = log_positive(maximum(y, T::splat(N::min())));
-  return select(positive, log_y * (y * (h - dot)), T::splat(0));
+  return select(positive, log_y * (y * (h - dot)), y);
 }
 
 template <class A, class Y, class G>
