@@ -17,7 +17,8 @@
 #   --rehearse      without a GPU, on the CUDA kernels emulated: does this script itself work?
 #
 # PYTHON names the interpreter (default python3); it must have torch, and for the tests pytest,
-# hypothesis, scipy and mpmath. GUMBEL_EXT_COMMIT names the commit where there is no .git.
+# hypothesis, scipy and mpmath. GUMBEL_EXT_COMMIT names the commit where there is no .git,
+# GUMBEL_EXT_EMULATED_CUDA the emulated kernels for a rehearsal if they are built.
 # Exit status: 0 where no stage failed; skipped ones have a reason. A sanitizer that was cut without
 # having found anything has not failed; how far it came is said.
 set -uo pipefail
@@ -27,7 +28,7 @@ set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 2
 
-usage() { sed -n '5,25s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '5,24s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 stop() {
   echo "gpu_report.sh: $1" >&2
   exit 2
@@ -268,12 +269,17 @@ if wanted build; then
   if $rehearse; then
     # The module is the tree's own, as rehearsing it is not worth minutes; the kernels are built.
     start build "$(room_of build)" "$python" -c '
-import runpy, sys
+import os, runpy, sys
 from gumbel_ext import _C
 print("gumbel_ext:", _C.build_info())
 sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")' "$emulated"
-    finish build 'emulated|^gumbel_ext:|[Ee]rror'
+built = os.environ.get("GUMBEL_EXT_EMULATED_CUDA")
+print(built) if built else runpy.run_path(sys.argv[0], run_name="__main__")' "$emulated"
+    finish build '^/.*emulated.*\.so$|[Ee]rror'
+    if works build; then
+      GUMBEL_EXT_EMULATED_CUDA=$(grep -aE '^/.*emulated.*\.so$' "$work/build.log" | tail -n 1)
+      export GUMBEL_EXT_EMULATED_CUDA
+    fi
   elif [ -n "$prebuilt" ]; then
     start build 60 bash -c '
       cp "$1"/_C*.so "$1"/_built_for.json gumbel_ext/ &&
@@ -329,7 +335,7 @@ if wanted tests; then
 fi
 if wanted suite; then
   if $rehearse; then
-    run_tests suite 1 tests/test_errors.py tests/test_edges.py tests/test_modes.py
+    run_tests suite 1 tests/test_errors.py tests/test_edges.py tests/test_positions.py
   else
     run_tests suite $((cores / 2)) tests "${of_cuda[@]/#/--ignore=}"
   fi
