@@ -277,7 +277,7 @@ def made_pages(docs: Path, results: list[Result], of_all: bool) -> dict[Path, st
     for name, make in GPU_PAGES.items() if of_gpu or of_all else ():
         path = docs / name
         if path in pages or path.exists():
-            text = pages.get(path) or path.read_text(encoding="utf-8")
+            text = pages[path] if path in pages else path.read_text(encoding="utf-8")
             pages[path] = make(text, of_gpu)
     readme = docs.resolve().parent / "README.md"
     if docs.resolve().name == "docs" and readme.exists() and (of_gpu or of_all):
