@@ -335,7 +335,7 @@ if wanted tests; then
 fi
 if wanted suite; then
   if $rehearse; then
-    run_tests suite 1 tests/test_errors.py tests/test_edges.py tests/test_positions.py
+    run_tests suite 1 tests/test_errors.py tests/test_edges.py
   else
     run_tests suite $((cores / 2)) tests "${of_cuda[@]/#/--ignore=}"
   fi
