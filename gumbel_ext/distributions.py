@@ -391,7 +391,8 @@ class GumbelSoftmax(_OverClasses):
         log_y = gumbel_log_softmax(_wide(origin.logits), origin.tau, rng_state=origin.rng_state)
         logits, jacobian = _wide(self.logits), log_y.sum(-1)
         edge = None
-        if bool(jacobian.isneginf().any()):
+        # A GPU is not asked whether there is any, as that would wait for it.
+        if not jacobian.is_cpu or bool(jacobian.isneginf().any()):
             # Of classes that the sample's logits exclude, those excluded here too are no part of
             # the density; the others are at its boundary, where value itself is exact.
             absent, possible = log_y.isneginf(), ~logits.isneginf()

@@ -6,6 +6,7 @@ from device_calls import DRAWING, OF_A_STATE, WITHOUT_NOISE, draw_inputs
 from oracle import DTYPES, rng_state
 
 import gumbel_ext
+from gumbel_ext import distributions
 
 pytestmark = [pytest.mark.cuda_only, pytest.mark.gpu_only(reason="streams and waiting")]
 
@@ -178,6 +179,26 @@ def test_no_operator_waits(device, request, name, where):
     if name in DRAWING:
         DRAWING[name](x)
         DRAWING[name](x, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        distributions.GumbelSoftmax,
+        distributions.ExpGumbelSoftmax,
+        distributions.BinaryConcrete,
+        distributions.StraightThroughGumbelSoftmax,
+        distributions.StraightThroughBinaryConcrete,
+    ],
+)
+def test_host_never_waits_for_a_distribution(device, request, distribution):
+    """In a step of training: a sample, its log density, the backward of both."""
+    tau = torch.tensor(0.7, device=device)
+    leaf = torch.randn(30, 10).to(device).requires_grad_()
+    request.getfixturevalue("no_waiting")
+    q = distribution(tau, logits=leaf, validate_args=False)
+    z = q.rsample()
+    (z.sum() + q.log_prob(z).sum()).backward()
 
 
 @pytest.mark.parametrize(("shape", "dim"), SHAPES.values(), ids=SHAPES)
