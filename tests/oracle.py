@@ -37,6 +37,22 @@ def runs_cpu_kernels(device):
     return torch.device(device).type == "cpu" and not emulated
 
 
+def device_and_cpu(device):
+    """``device``, then "cpu": for a loop whose body runs the kernels for CUDA, then the CPU's.
+
+    Under emulation both are tensors of the CPU.
+    """
+    yield device
+    if not emulated:
+        yield "cpu"
+        return
+    torch.ops.gumbel_ext_emulated.give_back()
+    try:
+        yield "cpu"
+    finally:
+        torch.ops.gumbel_ext_emulated.take_over()
+
+
 def default_rng_state(device):
     """The state of the generator that calls on this device read unless they are given one."""
     return torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()

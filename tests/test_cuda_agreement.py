@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from device_calls import DRAWING, OF_A_STATE, WITHOUT_NOISE, draw_inputs
-from oracle import DTYPES, accumulation_eps, assert_index_close, eps, rng_state
+from oracle import DTYPES, accumulation_eps, assert_index_close, device_and_cpu, eps, rng_state
 from scipy import stats
 
 import gumbel_ext
@@ -13,8 +13,7 @@ from gumbel_ext import _reference
 
 OPS = torch.ops.gumbel_ext
 ALPHA = 1e-4
-# Under emulation both sides would be the same kernels.
-pytestmark = [pytest.mark.cuda_only, pytest.mark.gpu_only(reason="compares two devices")]
+pytestmark = pytest.mark.cuda_only
 
 STATES = ((0, 0), (7, (1 << 64) - 1), ((1 << 64) - 5, 0xFFFFFFFF))
 SHAPES = (((200_000, 10), -1), ((2000, 3001), -1), ((20, 500, 100), 1))
@@ -26,7 +25,7 @@ def on_both(device, function, *tensors):
     """What a function of tensors and a state gives here and on the CPU, to the CPU."""
     return [
         function(*(t.to(where) for t in tensors), rng_state().to(where)).cpu()
-        for where in (device, "cpu")
+        for where in device_and_cpu(device)
     ]
 
 
@@ -59,7 +58,7 @@ def test_noise_words_are_the_cpus(device, record_property, kind, seed, offset):
         NOISE[kind](
             torch.empty(0, dtype=torch.float64, device=where), rng_state(seed, offset, where)
         ).cpu()
-        for where in (device, "cpu")
+        for where in device_and_cpu(device)
     )
     # Logistic noise is a difference of two logarithms.
     units = 4 if kind == "logistic" else 1
@@ -160,13 +159,13 @@ def test_values_and_gradients_are_the_cpus(device):
     """With one state, whatever the device: a model that moves keeps its samples."""
     logits, grad = torch.randn(2, 500, 300)
     results = []
-    for where in ("cpu", device):
+    for where in device_and_cpu(device):
         leaf = logits.to(where).requires_grad_()
         for hard in (False, True):
             y = gumbel_ext.gumbel_softmax(leaf, 0.5, hard, rng_state=rng_state())
             results.append(y.detach().cpu())
             results.append(torch.autograd.grad(y, leaf, grad.to(where))[0].cpu())
-    for theirs, ours in zip(results[:4], results[4:], strict=True):
+    for ours, theirs in zip(results[:4], results[4:], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -177,7 +176,7 @@ def test_every_operator_gives_what_the_cpu_does(device, name, dtype, where):
     """Choices are equal: twelve rows have no near-tie."""
     x = draw_inputs(where, dtype)
     results = []
-    for place in (device, "cpu"):
+    for place in device_and_cpu(device):
         state = {} if name in WITHOUT_NOISE else {"rng_state": rng_state(device=place)}
         call = WITHOUT_NOISE.get(name) or OF_A_STATE[name]
         results.append([t.cpu() for t in call(x.to(place), **state)])
@@ -193,6 +192,7 @@ def test_every_operator_gives_what_the_cpu_does(device, name, dtype, where):
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.gpu_only(reason="where a tensor lies")
 @pytest.mark.parametrize("where", ["last", "middle"])
 @pytest.mark.parametrize("name", DRAWING)
 def test_a_state_may_lie_on_the_cpu(device, name, where):
@@ -206,6 +206,7 @@ def test_a_state_may_lie_on_the_cpu(device, name, where):
 # ---- the tail -----------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu_only(reason="10^11 words of noise")
 def test_long_tail(device):
     """A head 20.5 above 262,143 tails loses 32.8 times in 100,000 draws, for every way to ask.
 

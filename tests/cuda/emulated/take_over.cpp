@@ -12,17 +12,21 @@ void as_on_cuda(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   op.callBoxedForDispatchKey(c10::DispatchKey::CUDA, *stack);
 }
 
-// Returns the names of the operators. Whatever the module had for the CPU is covered, until the
-// process ends.
+std::vector<c10::RegistrationHandleRAII>& registrations() {
+  static std::vector<c10::RegistrationHandleRAII> all;
+  return all;
+}
+
+// Returns the names of the operators. What the module has for the CPU is covered, not lost.
 std::vector<std::string> take_over() {
-  static std::vector<c10::RegistrationHandleRAII> registrations;
   std::vector<std::string> names;
+  registrations().clear();
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
     if (name.name.rfind("gumbel_ext::", 0) != 0) continue;
     const auto op = dispatcher.findOp(name);
     if (!op || !op->hasKernelForDispatchKey(c10::DispatchKey::CUDA)) continue;
-    registrations.push_back(dispatcher.registerImpl(
+    registrations().push_back(dispatcher.registerImpl(
         name, c10::DispatchKey::CPU, c10::KernelFunction::makeFromBoxedFunction<&as_on_cuda>(),
         std::nullopt, nullptr, "emulated CUDA"));
     names.push_back(name.name);
@@ -30,6 +34,11 @@ std::vector<std::string> take_over() {
   return names;
 }
 
+void give_back() { registrations().clear(); }
+
 }  // namespace
 
-TORCH_LIBRARY(gumbel_ext_emulated, m) { m.def("take_over", &take_over); }
+TORCH_LIBRARY(gumbel_ext_emulated, m) {
+  m.def("take_over", &take_over);
+  m.def("give_back", &give_back);
+}
