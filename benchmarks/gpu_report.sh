@@ -8,8 +8,8 @@
 #   --out DIR       where the results go, eight files at most: report.json, summary.txt, log.txt,
 #                   bench.json, family.json, gpu-speed.png, gpu-memory.png, rest.tar.gz
 #                   (default benchmarks/results/gpu-<name of the GPU>)
-#   --seconds N     for all stages together (default 570), shared out by the plan that is printed
-#                   first; a stage that is too slow is cut, so that the ones after it still run
+#   --seconds N     for all stages together (default 570, of a rehearsal 1140), shared out by the plan
+#                   that is printed first; a stage that is too slow is cut: those after it still run
 #   --only STAGES   some of: build tests suite kernels sanitizers bench family ncu plots. All of them
 #                   fit one run; two have time to spare: build,tests,suite,kernels,sanitizers, then
 #                   build,bench,family,ncu,plots
@@ -36,7 +36,7 @@ stop() {
 
 python=${PYTHON:-python3}
 stages=(build tests suite kernels sanitizers bench family ncu plots)
-out='' seconds=570 only=all prebuilt='' rehearse=false
+out='' seconds='' only=all prebuilt='' rehearse=false
 while [ $# -gt 0 ]; do
   case $1 in
     --out | --seconds | --only | --prebuilt)
@@ -54,6 +54,7 @@ while [ $# -gt 0 ]; do
     *) stop "unknown argument $1; see --help" ;;
   esac
 done
+: "${seconds:=$($rehearse && echo 1140 || echo 570)}"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || stop "--seconds must be a positive number, got $seconds"
 for stage in ${only//,/ }; do
   [[ " all ${stages[*]} " == *" $stage "* ]] || stop "--only: no stage is named $stage"
