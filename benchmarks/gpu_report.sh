@@ -276,9 +276,9 @@ print("gumbel_ext:", _C.build_info())
 sys.argv = sys.argv[1:]
 built = os.environ.get("GUMBEL_EXT_EMULATED_CUDA")
 print(built) if built else runpy.run_path(sys.argv[0], run_name="__main__")' "$emulated"
-    finish build '^/.*emulated.*\.so$|[Ee]rror'
+    finish build '^/.*\.so$|[Ee]rror'
     if works build; then
-      GUMBEL_EXT_EMULATED_CUDA=$(grep -aE '^/.*emulated.*\.so$' "$work/build.log" | tail -n 1)
+      GUMBEL_EXT_EMULATED_CUDA=$(grep -aE '^/.*\.so$' "$work/build.log" | tail -n 1)
       export GUMBEL_EXT_EMULATED_CUDA
     fi
   elif [ -n "$prebuilt" ]; then
