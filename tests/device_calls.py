@@ -9,6 +9,14 @@ import gumbel_ext
 
 OPS = torch.ops.gumbel_ext
 DIM = {"last": -1, "middle": 1}
+# Shapes and dim of calls of the core that are launched in different ways.
+REGIMES = {
+    "tiny": ((20, 10), -1),
+    "rows": ((64, 1000), -1),
+    "clusters": ((70, 20_000), -1),
+    "split_row": ((1, 70_001), -1),
+    "columns": ((3, 40, 33), 1),
+}
 
 
 @dataclass(frozen=True)

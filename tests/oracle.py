@@ -58,6 +58,20 @@ def default_rng_state(device):
     return torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
 
 
+def misaligned(x, device):
+    """A copy on the device that begins one element past an aligned address."""
+    return torch.cat([x.new_zeros(1), x.flatten()]).to(device)[1:].view(x.shape)
+
+
+def placed(x, device, unaligned):
+    return misaligned(x, device) if unaligned else x.to(device)
+
+
+def row_shape(shape, dim):
+    """Of one number a row: ``dim`` is 1."""
+    return [1 if d == dim % len(shape) else n for d, n in enumerate(shape)]
+
+
 _CHUNK = 1 << 15
 
 

@@ -16,7 +16,9 @@ from oracle import (
     condition,
     eps,
     noise,
+    placed,
     rng_state,
+    row_shape,
 )
 
 import gumbel_ext
@@ -83,15 +85,9 @@ def draw_inputs(shape, dim, dtype, device, unaligned=False):
     alone, takes none of it for memory that nobody wrote.
     """
 
-    def moved(x):
-        if not unaligned:
-            return x.to(device)
-        buffer = torch.cat([x.new_zeros(1), x.flatten()]).to(device)
-        return buffer[1:].view(x.shape)
-
-    logits, grad = (moved(x) for x in torch.randn(2, *shape).to(dtype))
+    logits, grad = (placed(x, device, unaligned) for x in torch.randn(2, *shape).to(dtype))
     mask = torch.rand(shape) < 0.7
-    rows = [1 if d == dim % len(shape) else n for d, n in enumerate(shape)]
+    rows = row_shape(shape, dim)
     tau = 0.3 + torch.rand(rows).to(torch.float64 if dtype == torch.float64 else torch.float32)
     mask.movedim(dim, 0)[0] = True  # every row keeps a choice,
     mask.movedim(dim, -1)[(-1,) * (len(shape) - 1)] = False  # but one

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import DTYPES, eps, relative_bound, rng_state, smallest
+from oracle import DTYPES, eps, placed, relative_bound, rng_state, smallest
 
 import gumbel_ext
 from gumbel_ext import _reference
@@ -23,13 +23,7 @@ def wide_of(dtype):
 
 def inputs(shape, dtype, device, unaligned=False):
     """``(logits, grad)``, made on the CPU and moved as they are."""
-
-    def moved(x):
-        if not unaligned:
-            return x.to(device)
-        return torch.cat([x.new_zeros(1), x.flatten()]).to(device)[1:].view(x.shape)
-
-    return [moved(x) for x in (2 * torch.randn(2, *shape)).to(dtype)]
+    return [placed(x, device, unaligned) for x in (2 * torch.randn(2, *shape)).to(dtype)]
 
 
 def check(logits, grad, tau, hard, state):

@@ -10,9 +10,11 @@ from oracle import (
     condition,
     eps,
     noise,
+    placed,
     relative_bound,
     rng_state,
     row_error,
+    row_shape,
     smallest,
 )
 
@@ -44,16 +46,6 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 alignment = pytest.mark.parametrize("unaligned", [False, True], ids=["aligned", "unaligned"])
 
 
-def moved(x, device, unaligned):
-    if not unaligned:
-        return x.to(device)
-    return torch.cat([x.new_zeros(1), x.flatten()]).to(device)[1:].view(x.shape)
-
-
-def row_shape(shape, dim):
-    return [1 if d == dim % len(shape) else n for d, n in enumerate(shape)]
-
-
 # ---- the log-space sample -----------------------------------------------------------------------
 
 
@@ -62,7 +54,7 @@ def row_shape(shape, dim):
 @every_shape
 def test_log_sample_and_its_gradient(device, state, shape, dim, unaligned, dtype):
     cpu_logits, cpu_grad = torch.randn(2, *shape).to(dtype)
-    logits, grad = moved(cpu_logits, device, unaligned), moved(cpu_grad, device, unaligned)
+    logits, grad = placed(cpu_logits, device, unaligned), placed(cpu_grad, device, unaligned)
     cpu_tau = 0.4 + torch.rand(row_shape(shape, dim), dtype=torch.float64)
     leaf, tau = logits.requires_grad_(), cpu_tau.to(device).requires_grad_()
     log_y = gumbel_ext.gumbel_log_softmax(leaf, tau, dim, rng_state=state)
@@ -142,8 +134,8 @@ def test_density_and_its_gradients(device, shape, dim, log_space, unaligned, dty
     cpu_logits, tau = torch.randn(shape).to(dtype), 0.6
     log_y = _reference.gumbel_log_softmax(cpu_logits.double(), tau, dim, noise=noise(shape))
     cpu_value = (log_y if log_space else log_y.exp().clamp_min(1e-6)).to(dtype)
-    value = moved(cpu_value, device, unaligned).requires_grad_()
-    logits = moved(cpu_logits, device, unaligned).requires_grad_()
+    value = placed(cpu_value, device, unaligned).requires_grad_()
+    logits = placed(cpu_logits, device, unaligned).requires_grad_()
     t = torch.tensor(tau, device=device, dtype=torch.float64, requires_grad=True)
     density = gumbel_ext.concrete_log_prob(value, logits, t, dim, log_space=log_space)
     grad = torch.randn(density.shape).to(density)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import DTYPES, accumulation_eps, eps, smallest
+from oracle import DTYPES, accumulation_eps, eps, misaligned, row_shape, smallest
 
 from gumbel_ext import _reference, soft_argmax, straight_through_softmax
 
@@ -38,7 +38,7 @@ def train(logits, grad, tau, dim, mask=None):
 
 def draw(shape, dim, dtype):
     logits, grad = torch.randn(2, *shape).to(dtype)
-    rows = [1 if d == dim % len(shape) else n for d, n in enumerate(shape)]
+    rows = row_shape(shape, dim)
     tau = 0.3 + torch.rand(rows).to(torch.promote_types(dtype, torch.float32))
     return logits, grad, tau, torch.rand(shape) < 0.7
 
@@ -58,17 +58,13 @@ def expected_results(logits, grad, tau, dim, mask=None):
     )
 
 
-def unaligned(t, device):
-    return torch.cat([t.new_zeros(1), t.flatten()]).to(device)[1:].view(t.shape)
-
-
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
 def test_results_are_the_references(device, shape, dim, dtype):
     logits, grad, tau, mask = draw(shape, dim, dtype)
     theirs = expected_results(logits, grad, tau, dim, mask)
-    for lay in (torch.Tensor.to, unaligned):
+    for lay in (torch.Tensor.to, misaligned):
         ours = train(*(lay(t, device) for t in (logits, grad, tau)), dim, lay(mask, device))
         assert torch.equal(ours[0].cpu().double(), theirs[0])
         assert torch.equal(ours[1].cpu(), theirs[1])

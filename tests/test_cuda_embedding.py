@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import DTYPES, SIXTEEN_BIT, eps, lookup_inputs, noise
+from oracle import DTYPES, SIXTEEN_BIT, eps, lookup_inputs, noise, row_shape
 
 import gumbel_ext
 from gumbel_ext import _reference
@@ -33,7 +33,7 @@ def looked_up(logits, weight, hard, dim, state, tau):
 @every_case
 def test_against_the_product_with_the_sample(device, state, hard, shape, dim, book, dtype):
     logits, weight = lookup_inputs(shape, book, device, dtype)
-    rows = [1 if d == dim % len(shape) else n for d, n in enumerate(shape)]
+    rows = row_shape(shape, dim)
     tau = (0.5 + torch.rand(rows)).to(device, torch.promote_types(dtype, torch.float32))
     actual = looked_up(logits, weight, hard, dim, state, tau)
 

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from oracle import DTYPES, condition, eps, relative_bound, rng_state, row_error, smallest
+from oracle import (
+    DTYPES,
+    condition,
+    eps,
+    misaligned,
+    relative_bound,
+    rng_state,
+    row_error,
+    smallest,
+)
 
 from gumbel_ext import _reference
 
@@ -94,20 +103,16 @@ def assert_is_the_references(
     assert (error <= relative_bound(logits.dtype, k)).all()
 
 
-def unaligned(t, device):
-    return torch.cat([t.new_zeros(1), t.flatten()]).to(device)[1:].view(t.shape)
-
-
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("lay", [torch.Tensor.to, unaligned], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("lay", [torch.Tensor.to, misaligned], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_backward(device, kind, shape, lay, dtype):
     grad, logits = torch.randn(2, *shape).to(dtype)
     index = sampled_index(logits)
     of_rows = 0.1 + torch.rand(shape[0], 1).to(torch.promote_types(dtype, torch.float32))
-    tau = 0.7 if lay is unaligned else of_rows
+    tau = 0.7 if lay is misaligned else of_rows
     draws = 7 if shape[1] < 100 else 2  # the reference takes its time
     assert_is_the_references(device, kind, grad, logits, index, tau, draws=draws, lay=lay)
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from device_calls import DRAWING, OF_A_STATE, WITHOUT_NOISE, draw_inputs
+from device_calls import DRAWING, OF_A_STATE, REGIMES, WITHOUT_NOISE, draw_inputs
 from oracle import rng_state
 
 import gumbel_ext
@@ -147,14 +147,6 @@ def test_the_vector_quantizer(device, hard):
 
 # ---- every regime of the core -------------------------------------------------------------------
 
-GRAPH_SHAPES = {
-    "tiny": ((20, 10), -1),
-    "rows": ((64, 1000), -1),
-    "clusters": ((70, 20_000), -1),
-    "split_row": ((1, 70_001), -1),
-    "columns": ((3, 40, 33), 1),
-}
-
 
 def forward_calls(logits, dim, generator=None):
     """One result a public function."""
@@ -166,7 +158,7 @@ def forward_calls(logits, dim, generator=None):
     )
 
 
-@pytest.mark.parametrize(("shape", "dim"), GRAPH_SHAPES.values(), ids=GRAPH_SHAPES)
+@pytest.mark.parametrize(("shape", "dim"), REGIMES.values(), ids=REGIMES)
 def test_replay_n_is_eager_call_n(device, shape, dim):
     """Replays differ, a seed repeats them, and they are what eager calls would have drawn."""
     logits = torch.randn(shape).to(device)
@@ -192,7 +184,7 @@ def test_replay_n_is_eager_call_n(device, shape, dim):
 
 
 @pytest.mark.parametrize("with_tau", [False, True], ids=["number", "tensor"])
-@pytest.mark.parametrize(("shape", "dim"), GRAPH_SHAPES.values(), ids=GRAPH_SHAPES)
+@pytest.mark.parametrize(("shape", "dim"), REGIMES.values(), ids=REGIMES)
 def test_backward_in_a_graph(device, hard, shape, dim, with_tau):
     """Each replay's backward sees the noise of that replay's forward."""
     logits, grad = torch.randn(2, *shape).to(device)

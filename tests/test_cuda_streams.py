@@ -2,22 +2,15 @@
 
 import pytest
 import torch
-from device_calls import DRAWING, OF_A_STATE, WITHOUT_NOISE, draw_inputs
-from oracle import DTYPES, rng_state
+from device_calls import DRAWING, OF_A_STATE, REGIMES, WITHOUT_NOISE, draw_inputs
+from oracle import DTYPES, rng_state, row_shape
 
 import gumbel_ext
 from gumbel_ext import distributions
 
 pytestmark = [pytest.mark.cuda_only, pytest.mark.gpu_only(reason="streams and waiting")]
 
-SHAPES = {
-    "tiny": ((20, 10), -1),
-    "rows": ((64, 1000), -1),
-    "clusters": ((70, 20_000), -1),
-    "split_row": ((1, 70_001), -1),
-    "columns": ((3, 40, 33), 1),
-}
-every_shape = pytest.mark.parametrize(("shape", "dim"), SHAPES.values(), ids=SHAPES)
+every_shape = pytest.mark.parametrize(("shape", "dim"), REGIMES.values(), ids=REGIMES)
 every_place = pytest.mark.parametrize("where", ["last", "middle"])
 every_call = pytest.mark.parametrize("name", [*OF_A_STATE, *WITHOUT_NOISE])
 
@@ -201,10 +194,10 @@ def test_host_never_waits_for_a_distribution(device, request, distribution):
     (z.sum() + q.log_prob(z).sum()).backward()
 
 
-@pytest.mark.parametrize(("shape", "dim"), SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("shape", "dim"), REGIMES.values(), ids=REGIMES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_host_never_waits(device, request, hard, shape, dim, dtype):
-    rows = [1 if d == dim % len(shape) else n for d, n in enumerate(shape)]
+    rows = row_shape(shape, dim)
     logits, mask = torch.randn(shape).to(device, dtype), (torch.rand(shape) < 0.7).to(device)
     tau = (0.3 + torch.rand(rows)).to(device)
     temperatures = [0.5, tau, tau.double(), tau.mean()]

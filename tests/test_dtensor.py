@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from oracle import TORCH
+from oracle import TORCH, row_shape
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -32,7 +32,7 @@ def sample_case(rank, world, mesh_name, placements, shape, dim, hard, tau_kind, 
     state = torch.tensor([99, 4])
     logits, weight = torch.randn(2, *shape)
     mask = torch.rand(shape[-1:]) < 0.7 if mask_kind else None
-    reduced = [1 if d == dim % len(shape) else n for d, n in enumerate(shape)]
+    reduced = row_shape(shape, dim)
     tau = 0.5 + torch.rand(reduced) if tau_kind == "rows" else torch.tensor(0.7)
 
     leaf, learned = logits.clone().requires_grad_(), tau.clone().requires_grad_()

@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 import torch
-from oracle import DTYPES, SIXTEEN_BIT, eps, layouts, lookup_inputs, noise, runs_cpu_kernels
+from oracle import (
+    DTYPES,
+    SIXTEEN_BIT,
+    eps,
+    layouts,
+    lookup_inputs,
+    noise,
+    row_shape,
+    runs_cpu_kernels,
+)
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
@@ -128,7 +137,7 @@ def test_mask(shape, dim, book, dtype, hard, state, device):
     of_classes = torch.rand(shape[dim], device=device) < 0.6
     of_classes = of_classes.view(-1, *[1] * (len(shape) - 1 - dim % len(shape)))
     compare(logits, weight, hard, dim, state, mask=of_classes)
-    of_rows = torch.rand([1 if d == dim % len(shape) else n for d, n in enumerate(shape)]) < 0.6
+    of_rows = torch.rand(row_shape(shape, dim)) < 0.6
     out, _, _ = compare(logits, weight, hard, dim, state, mask=of_rows.to(device))
     assert not out.movedim(dim, -1)[~of_rows.squeeze(dim)].any()
 

@@ -17,6 +17,7 @@ from oracle import (
     relative_bound,
     rng_state,
     row_error,
+    row_shape,
 )
 
 import gumbel_ext
@@ -78,7 +79,7 @@ def problems(draw):
     def some_of(sizes):
         return tuple(n if draw(st.booleans()) else 1 for n in sizes)
 
-    rows = [1 if d == dim % len(shape) else n for d, n in enumerate(shape)]
+    rows = row_shape(shape, dim)
     return Problem(
         shape=tuple(shape),
         dim=dim,

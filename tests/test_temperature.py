@@ -16,6 +16,7 @@ from oracle import (
     condition,
     noise,
     rng_state,
+    row_shape,
 )
 
 from gumbel_ext import _reference, decoupled_gumbel_softmax, gumbel_softmax
@@ -194,7 +195,7 @@ def test_value_of_one_temperature_and_gradient_of_the_other(shape, dim, dtype, s
     g = noise(shape)
     logits = (3 * torch.randn(shape)).to(device=device, dtype=dtype).requires_grad_()
     grad = torch.randn(shape).to(device=device, dtype=dtype)
-    rows = [1 if d == dim % len(shape) else n for d, n in enumerate(shape)]
+    rows = row_shape(shape, dim)
     tau_backward = (torch.rand(rows, device=device) + 0.5).to(
         torch.promote_types(dtype, torch.float32)
     )

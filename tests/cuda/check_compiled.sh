@@ -16,8 +16,10 @@ if ! command -v nvcc > /dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nv
   exit 0
 fi
 
-case ${CI_SHARE:-1/6} in
-  1/* | 4/*) ;;
+case ${CI_SHARE:-} in
+  '') architectures="8.0;9.0+PTX" ;;
+  1/*) architectures=9.0+PTX ;;
+  4/*) architectures=8.0 ;;
   *)
     echo "skipped in share $CI_SHARE: shares 1/6 and 4/6 compile"
     exit 0
@@ -42,13 +44,8 @@ fi
 # Spills and local memory are warnings of the assembler; all warnings are errors. That double
 # precision is used by the float64 kernels alone is left to check_binary.py, as the assembler's own
 # warning knows no exceptions.
-export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"
-case ${CI_SHARE:-} in
-  '') ;;
-  1/*) TORCH_CUDA_ARCH_LIST=9.0+PTX ;;
-  4/*) TORCH_CUDA_ARCH_LIST=8.0 ;;
-esac
-echo "compiled for $TORCH_CUDA_ARCH_LIST"
+export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$architectures
+echo "compiled for $architectures"
 # Of the code for the CPU nothing is measured here, and most runs in other tests.
 export CXX_APPEND_FLAGS=-O0
 export NVCC_APPEND_FLAGS="-Xptxas=-warn-spills,-warn-lmem-usage -Werror all-warnings"
