@@ -24,6 +24,7 @@ __all__ = [
     "gumbel_softmax",
     "gumbel_topk",
     "logistic_noise",
+    "logit_binary_concrete",
     "patch_torch",
     "reinmax",
     "relaxed_topk",
@@ -45,7 +46,12 @@ else:
     from gumbel_ext import distributions as distributions
     from gumbel_ext import nn as nn
     from gumbel_ext._checkpoint import replay_generators
-    from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logistic_noise
+    from gumbel_ext.binary import (
+        binary_concrete,
+        binary_concrete_log_prob,
+        logistic_noise,
+        logit_binary_concrete,
+    )
     from gumbel_ext.concrete import concrete_log_prob, gumbel_log_softmax
     from gumbel_ext.deterministic import soft_argmax, soft_argmax_2d, straight_through_softmax
     from gumbel_ext.embedding import gumbel_embedding

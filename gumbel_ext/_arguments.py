@@ -56,6 +56,34 @@ def check_tensor(function: str, name: str, value: object) -> None:
         raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
 
 
+SUPPORTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_supported(function: str, name: str, tensor: Tensor) -> None:
+    """Layout and dtype of tensors that operators compute with."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = (
+            "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else tensor.layout
+        )
+        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got layout {kind}")
+    if tensor.dtype not in SUPPORTED:
+        raise TypeError(
+            f"{function}: {name} must have dtype float16, bfloat16, float32 or float64, got "
+            f"{tensor.dtype}"
+        )
+
+
+def check_mask(function: str, mask: object, tensor: Tensor, name: str = "logits") -> None:
+    """Whether ``mask`` is bool and broadcasts to ``tensor``."""
+    check_tensor(function, "mask", mask)
+    assert isinstance(mask, Tensor)
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"{function}: mask must have dtype bool (True = may be chosen), got {mask.dtype}"
+        )
+    check_broadcast(function, "mask", mask, tensor, name)
+
+
 def check_local(function: str, name: str, value: object) -> None:
     """For functions that are not defined on a DTensor."""
     check_tensor(function, name, value)
@@ -87,16 +115,36 @@ def check_count(function: str, name: str, count: object, least: int) -> None:
         raise ValueError(f"{function}: {name} must be at least {least}, got {count}")
 
 
-def check_broadcast(function: str, name: str, operand: Tensor, logits: Tensor) -> None:
-    """Whether ``operand`` broadcasts to ``logits`` without growing them."""
-    missing = logits.dim() - operand.dim()
+def check_broadcast(
+    function: str, name: str, operand: Tensor, target: Tensor, target_name: str = "logits"
+) -> None:
+    """Whether ``operand`` broadcasts to ``target`` without growing it."""
+    missing = target.dim() - operand.dim()
     if missing < 0 or any(
-        n != 1 and n != m for n, m in zip(operand.shape, logits.shape[missing:], strict=True)
+        n != 1 and n != m for n, m in zip(operand.shape, target.shape[missing:], strict=True)
     ):
         raise ValueError(
-            f"{function}: {name} must broadcast to the shape of logits, {list(logits.shape)}, got "
-            f"shape {list(operand.shape)}"
+            f"{function}: {name} must broadcast to the shape of {target_name}, "
+            f"{list(target.shape)}, got shape {list(operand.shape)}"
         )
+
+
+def check_positive(function: str, name: str, tensor: Tensor) -> None:
+    """Looks at the values where that neither waits for a device nor breaks a graph."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
+    transformed = torch._C._are_functorch_transforms_active()
+    if not plain or transformed or torch.compiler.is_compiling() or is_traced():
+        return
+    wrong = tensor.detach()[~((tensor > 0) & (tensor < torch.inf))]
+    if wrong.numel():
+        raise ValueError(
+            f"{function}: {name} must be positive and finite, got {wrong.flatten()[0].item()}"
+        )
+
+
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` records what is called."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def check_optional(

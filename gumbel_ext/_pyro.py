@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,10 +22,13 @@ class PyroDistribution(Distribution):
     methods there, as soon as somebody else has imported Pyro.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, batch_shape: torch.Size, event_shape: torch.Size, validate_args: bool | None = None
+    ) -> None:
         if not torch.compiler.is_compiling():
             _mixin()
-        super().__init__(*args, **kwargs)
+        # Not by super(): a torch class further on would take other arguments.
+        Distribution.__init__(self, batch_shape, event_shape, validate_args=validate_args)
 
     def __call__(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A sample, as Pyro draws it: ``rsample``, or ``sample`` after ``has_rsample_(False)``."""
@@ -57,7 +60,19 @@ def _mixin() -> Any:
     module = sys.modules.get("pyro.distributions.torch_distribution")
     # It is None, too, while the module is being imported.
     mixin: Any = getattr(module, "TorchDistributionMixin", None)
-    if mixin is not None and mixin not in _registered:
+    classes = sys.modules.get("pyro.distributions.torch")
+    if mixin is not None and mixin not in _registered and hasattr(classes, "__all__"):
         mixin.register(PyroDistribution)
+        # What is a class of torch's is Pyro's of the same name, as its reparametrisers ask for.
+        for ours in _subclasses(PyroDistribution):
+            for base in ours.__bases__:
+                if base.__module__.startswith("torch.distributions."):
+                    getattr(classes, base.__name__).register(ours)
         _registered.add(mixin)
     return mixin
+
+
+def _subclasses(cls: type[Distribution]) -> Iterator[type[Distribution]]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

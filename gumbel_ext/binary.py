@@ -19,8 +19,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch_binary as _functorch_binary  # registers torch.vmap's rules
 from gumbel_ext._arguments import (
+    check_broadcast,
     check_local,
     check_optional,
+    check_positive,
+    is_traced,
     split_tau,
     state_beside,
 )
@@ -109,6 +112,78 @@ def binary_concrete(
     return y
 
 
+def logit_binary_concrete(
+    logits: Tensor,
+    tau: Number | Tensor = 1,
+    *,
+    generator: torch.Generator | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    r"""Samples the log-odds of a binary concrete sample, differentiably.
+
+    .. math::
+        x = (l + L) / \tau, \qquad \sigma(x) \sim \operatorname{BinaryConcrete}(l, \tau)
+
+    elementwise (Maddison et al., appendix B). For the same state its sigmoid is
+    :func:`binary_concrete` of the same logits up to rounding. At a low temperature that sample
+    rounds to 0 or 1, where its density is infinite; its log-odds are ordinary numbers, and so is
+    their density (:func:`binary_concrete_log_prob` with ``logit_space=True``).
+
+    Args:
+        logits: log-odds, any shape, float16, bfloat16, float32 or float64. Computed in float32
+            (float64 for float64) and rounded once. Infinite ones give themselves, with gradient 0;
+            NaN gives NaN.
+        tau: temperature, > 0 and finite: a number, or a tensor that broadcasts to the shape of
+            ``logits`` and receives a gradient.
+        generator: see :func:`binary_concrete`.
+        rng_state: see :func:`binary_concrete`.
+
+    Returns:
+        ``x``, of the shape and dtype of ``logits``. Element ``n`` of ``logits`` in row-major order
+        has the noise of position ``n``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`binary_concrete`.
+
+    Example:
+        >>> x = logit_binary_concrete(torch.zeros(1000), tau=0.01)
+        >>> bool(x.isfinite().all())
+        True
+    """
+    if has_torch_function((logits, tau, rng_state)):
+        overridden: Tensor = handle_torch_function(
+            logit_binary_concrete,
+            (logits, tau, rng_state),
+            logits,
+            tau,
+            generator=generator,
+            rng_state=rng_state,
+        )
+        return overridden
+    name = "logit_binary_concrete"
+    check_local(name, "logits", logits)
+    check_optional(name, None, generator, rng_state, logits.device)
+    tau_number, tau_tensor = split_tau(name, tau)
+    if logits.dtype not in _FLOAT_DTYPES:
+        raise TypeError(
+            f"{name}: logits must have dtype float16, bfloat16, float32 or float64, got "
+            f"{logits.dtype}"
+        )
+    computed = torch.promote_types(logits.dtype, torch.float32)
+    t = _temperature(name, tau_number, tau_tensor, computed, logits.device)
+    check_broadcast(name, "tau", t, logits)
+    wide = logits.to(computed)
+    # A trace in TorchScript has tensors in the place of sizes.
+    shape = [int(extent) for extent in logits.shape] if is_traced() else logits.shape
+    noise = _logistic_noise(wide.detach(), shape, generator, state_beside(rng_state, wide.device))[
+        0
+    ]
+    # The log-odds of what is certain are a constant: their derivative in tau would be infinite.
+    certain = logits.isinf()
+    x = (wide.masked_fill(certain, 0.0) + noise) / t
+    return torch.where(certain, logits.detach(), x.to(logits.dtype))
+
+
 def logistic_noise(
     size: int | Sequence[int],
     *,
@@ -157,7 +232,9 @@ def logistic_noise(
     return noise
 
 
-def binary_concrete_log_prob(value: Tensor, logits: Tensor, tau: Number | Tensor) -> Tensor:
+def binary_concrete_log_prob(
+    value: Tensor, logits: Tensor, tau: Number | Tensor, *, logit_space: bool = False
+) -> Tensor:
     r"""The log density of the binary concrete distribution, elementwise.
 
     .. math::
@@ -177,10 +254,17 @@ def binary_concrete_log_prob(value: Tensor, logits: Tensor, tau: Number | Tensor
 
     Straight-through samples are values of 0 and 1, with the density of neither.
 
+    With ``logit_space`` it is the density of :math:`z = \operatorname{logit}(y)`, a logistic
+    variable of mean :math:`l / \tau` and scale :math:`1 / \tau`, which lacks the last two terms and
+    with them every singularity: ``-inf`` at infinite ``z`` alone, ``inf`` where an infinite logit
+    makes that the only value.
+
     Args:
-        value: relaxed samples in [0, 1], float16, bfloat16, float32 or float64. NaN outside.
+        value: relaxed samples in [0, 1], NaN outside; or with ``logit_space`` their log-odds, as
+            :func:`logit_binary_concrete` gives them. float16, bfloat16, float32 or float64.
         logits: log-odds, broadcasts with ``value``.
         tau: temperature, > 0 and finite: a number or a tensor that broadcasts with both.
+        logit_space: whether ``value`` is the log-odds of a sample.
 
     Returns:
         A tensor of the broadcast shape, of the promoted dtype of ``value`` and ``logits``;
@@ -189,48 +273,77 @@ def binary_concrete_log_prob(value: Tensor, logits: Tensor, tau: Number | Tensor
 
     Raises:
         TypeError: an argument is of a wrong type or dtype.
-        ValueError: ``tau`` is a number and not positive and finite. The values of a tensor are not
-            looked at: where they are not positive the density is NaN.
+        ValueError: ``tau`` is not positive and finite. The values of a tensor are looked at on the
+            CPU and outside of compilers; elsewhere the density is NaN where they are not positive.
     """
-    for name, tensor in (("value", value), ("logits", logits)):
-        check_local("binary_concrete_log_prob", name, tensor)
+    if has_torch_function((value, logits, tau)):
+        overridden: Tensor = handle_torch_function(
+            binary_concrete_log_prob,
+            (value, logits, tau),
+            value,
+            logits,
+            tau,
+            logit_space=logit_space,
+        )
+        return overridden
+    name = "binary_concrete_log_prob"
+    for argument, tensor in (("value", value), ("logits", logits)):
+        check_local(name, argument, tensor)
         if tensor.dtype not in _FLOAT_DTYPES:
             raise TypeError(
-                f"binary_concrete_log_prob: {name} must have dtype float16, bfloat16, float32 or "
-                f"float64, got {tensor.dtype}"
+                f"{name}: {argument} must have dtype float16, bfloat16, float32 or float64, got "
+                f"{tensor.dtype}"
             )
-    tau_number, tau_tensor = split_tau("binary_concrete_log_prob", tau)
-    if tau_tensor is None and not (math.isfinite(tau_number) and tau_number > 0):
-        raise ValueError(
-            f"binary_concrete_log_prob: tau must be positive and finite, got {tau_number}"
-        )
-    if tau_tensor is not None and tau_tensor.dtype not in _FLOAT_DTYPES:
-        raise TypeError(
-            "binary_concrete_log_prob: a tau tensor must have dtype float16, bfloat16, float32 or "
-            f"float64, got {tau_tensor.dtype}"
-        )
+    tau_number, tau_tensor = split_tau(name, tau)
     dtype = torch.promote_types(value.dtype, logits.dtype)
-    double = dtype == torch.float64
-    computed = torch.float64 if double else torch.float32
-    y, location = value.to(computed), logits.to(computed)
+    computed = torch.promote_types(dtype, torch.float32)
+    t = _temperature(name, tau_number, tau_tensor, computed, value.device)
+    density = _log_density_of_logit if logit_space else _log_density
+    return density(value.to(computed), logits.to(computed), t).to(dtype)
+
+
+def _temperature(
+    function: str,
+    tau: float,
+    tau_tensor: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """The temperature as a tensor; NaN where one that is no number yet is not positive."""
     if tau_tensor is None:
-        t = torch.full((), tau_number, dtype=computed, device=y.device)
-    else:
-        t = tau_tensor.to(y.device, computed)
-    return _log_density(y, location, t).to(dtype)
+        if not (math.isfinite(tau) and tau > 0):
+            raise ValueError(f"{function}: tau must be positive and finite, got {tau}")
+        return torch.full((), tau, dtype=dtype, device=device)
+    if tau_tensor.dtype not in _FLOAT_DTYPES:
+        raise TypeError(
+            f"{function}: a tau tensor must have dtype float16, bfloat16, float32 or float64, got "
+            f"{tau_tensor.dtype}"
+        )
+    check_positive(function, "tau", tau_tensor)
+    t = tau_tensor.to(device, dtype)
+    return torch.where(t > 0, t, torch.nan)
+
+
+def _standard_logistic(noise: Tensor) -> Tensor:
+    """The log density at ``noise``."""
+    # -abs() with a derivative at 0, which the other term makes up for, as it does on either side.
+    distance = torch.where(noise < 0, noise, -noise)
+    return distance - 2 * torch.log1p(torch.exp(distance))
+
+
+def _log_density_of_logit(x: Tensor, location: Tensor, t: Tensor) -> Tensor:
+    certain = x.isinf() & (x == location)
+    noise = t * x.masked_fill(certain, 0.0) - location.masked_fill(certain, 0.0)
+    return (torch.log(t) + _standard_logistic(noise)).masked_fill(certain, torch.inf)
 
 
 def _log_density(y: Tensor, location: Tensor, t: Tensor) -> Tensor:
-    """See above; all of the dtype computed in."""
-    t = torch.where(t > 0, t, torch.nan)
     at_zero = y == 0
     end = at_zero | (y == 1)
     inside = y.masked_fill(end, 0.5)
     log_y, log_not_y = torch.log(inside), torch.log1p(-inside)
     noise = t * (log_y - log_not_y) - location
-    # -abs() with a derivative at 0, which the other term makes up for, as it does on either side.
-    distance = torch.where(noise < 0, noise, -noise)
-    middle = torch.log(t) + distance - 2 * torch.log1p(torch.exp(distance)) - log_y - log_not_y
+    middle = torch.log(t) + _standard_logistic(noise) - log_y - log_not_y
 
     # At a distance d from an end the density goes as d^(tau - 1).  Elsewhere, for tau = 1 and for
     # infinite logits, whose mass lies at one end alone, d is 1: nothing may be 0 * inf, in the

@@ -6,12 +6,16 @@ class                              a sample             density of a sample
 :class:`GumbelSoftmax`             ``y`` in the simplex Jang et al., Maddison et al.
 :class:`ExpGumbelSoftmax`          ``log y``            the same for ``log y``
 :class:`StraightThroughGumbelSoftmax`  one-hot          probability of its class
-:class:`BinaryConcrete`            ``y`` in [0, 1]      Maddison et al., section B
+:class:`BinaryConcrete`            ``y`` in (0, 1)      Maddison et al., appendix B
+:class:`LogitBinaryConcrete`       ``logit y``          the same for ``logit y``
 :class:`StraightThroughBinaryConcrete`  0 or 1          its probability
 =================================  ===================  ============================================
 
-Samples are those of :func:`gumbel_ext.gumbel_softmax`, :func:`gumbel_ext.gumbel_log_softmax` and
-:func:`gumbel_ext.binary_concrete`: the same noise, the same gradients.
+Samples are those of the functions :func:`gumbel_ext.gumbel_softmax`,
+:func:`gumbel_ext.gumbel_log_softmax`, :func:`gumbel_ext.binary_concrete` and
+:func:`gumbel_ext.logit_binary_concrete`: the same noise, the same gradients. Those of
+:class:`GumbelSoftmax` and :class:`BinaryConcrete` stay off the boundary, where their density is
+infinite or zero.
 
 Pyro takes them as it takes its own: ``pyro.sample("z", GumbelSoftmax(tau, logits=logits))``.
 
@@ -31,24 +35,35 @@ from torch import Tensor
 from torch.distributions import (
     Bernoulli,
     OneHotCategorical,
+    RelaxedBernoulli,
+    RelaxedOneHotCategorical,
     biject_to,
     constraints,
     register_kl,
     transform_to,
 )
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
+from torch.distributions.transforms import (
+    ComposeTransform,
+    ExpTransform,
+    SigmoidTransform,
+    Transform,
+)
 from torch.distributions.utils import lazy_property
 from torch.nn.functional import logsigmoid
 
+from gumbel_ext._arguments import check_mask, check_supported
 from gumbel_ext._pyro import PyroDistribution
-from gumbel_ext._sample_origin import can_be_remembered, recall, remember
-from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logistic_noise
+from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logit_binary_concrete
 from gumbel_ext.concrete import concrete_log_prob, gumbel_log_softmax
-from gumbel_ext.functional import draw_rng_state, gumbel_softmax
+from gumbel_ext.functional import gumbel_softmax
 
 __all__ = [
     "BinaryConcrete",
     "ExpGumbelSoftmax",
     "GumbelSoftmax",
+    "LogitBinaryConcrete",
     "StraightThroughBinaryConcrete",
     "StraightThroughGumbelSoftmax",
 ]
@@ -69,27 +84,46 @@ class _Simplex(type(constraints.simplex)):  # type: ignore[misc]
         return (value >= 0).all(-1) & (distance < max(1e-6, lost))
 
 
-class _RealVector(type(constraints.real_vector)):  # type: ignore[misc]
-    """Vectors without NaN; torch's own fails on tensors without elements."""
+class _LogSimplex(constraints.Constraint):
+    """Logarithms of points of the simplex, up to the rounding of the dtype."""
+
+    is_discrete = False
+    event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
-        return ~value.isnan().any(-1)
+        # Entry i is rounded by eps |log y_i|, which counts y_i times: the entropy, at most log k.
+        lost = torch.finfo(value.dtype).eps * (1 + math.log(max(value.shape[-1], 1)))
+        return _wide(value).logsumexp(-1).abs() <= max(1e-5, 4 * lost)
+
+
+class _ClassLogits(type(constraints.real_vector)):  # type: ignore[misc]
+    """Vectors without NaN in which a class is possible."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return ~value.isnan().any(-1) & (value > -math.inf).any(-1)
 
 
 _simplex = _Simplex()
-_real_vector = _RealVector(constraints.real, 1)
+_log_simplex = _LogSimplex()
+_class_logits = _ClassLogits(constraints.real, 1)
 for _registry in (biject_to, transform_to):
     _registry.register(_Simplex, lambda _, to=_registry: to(constraints.simplex))
-    _registry.register(_RealVector, lambda _, to=_registry: to(constraints.real_vector))
+    _registry.register(
+        _LogSimplex,
+        lambda _, to=_registry: ComposeTransform([to(constraints.simplex), ExpTransform().inv]),
+    )
+    _registry.register(_ClassLogits, lambda _, to=_registry: to(constraints.real_vector))
 
 
 class _Relaxed(PyroDistribution):
     """Temperature and logits, their shapes and checks. Subclasses draw and score."""
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]]
+    support: ClassVar[constraints.Constraint]
     has_rsample = True
-    logits: Tensor
-    temperature: Number | Tensor
+    # Without values torch's properties of these names would take their place.
+    logits: Tensor = None  # type: ignore[assignment]
+    temperature: Number | Tensor = None  # type: ignore[assignment]
     _event_dim: ClassVar[int]
 
     def __init__(
@@ -137,15 +171,20 @@ class _Relaxed(PyroDistribution):
             return torch.as_tensor(float(value), device=device)
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: {self._given} must be a tensor, got {type(value).__name__}")
-        if not value.is_floating_point():
-            raise TypeError(
-                f"{name}: {self._given} must be a floating-point tensor, got {value.dtype}"
-            )
-        if value.dim() < self._event_dim:
+        check_supported(name, self._given, value)
+        if self._event_dim and (value.dim() == 0 or value.shape[-1] == 0):
             raise ValueError(
-                f"{name}: {self._given} must have a dimension of classes, got a tensor without any"
+                f"{name}: {self._given} must have at least one class in the last dimension, got "
+                f"shape {tuple(value.shape)}"
             )
         return value
+
+    def _check_value(self, value: Tensor) -> None:
+        """Whether :meth:`log_prob` can take ``value``."""
+        if isinstance(value, Tensor) and not self.support.is_discrete:
+            check_supported(type(self).__name__, "value", value)
+        if self._validate_args:
+            self._validate_sample(value)
 
     def _checked_temperature(self, temperature: Any) -> Any:
         name = type(self).__name__
@@ -180,7 +219,8 @@ class _Relaxed(PyroDistribution):
 
     def expand(self: _Self, batch_shape: Sequence[int], _instance: _Self | None = None) -> _Self:
         """The distribution with its batch dimensions expanded, as views; temperature too."""
-        new: _Self = self._get_checked_instance(_Relaxed, _instance)  # type: ignore[no-untyped-call]
+        family = _OverClasses if self._event_dim else _OverGates
+        new: _Self = self._get_checked_instance(family, _instance)  # type: ignore[no-untyped-call]
         batch_shape = torch.Size(batch_shape)
         shape = batch_shape + self.event_shape
         new._given = self._given
@@ -237,6 +277,26 @@ class _Relaxed(PyroDistribution):
     ) -> Tensor:
         raise NotImplementedError
 
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """:attr:`mode`, by the name that tensordict asks for."""
+        return self.mode
+
+    @classmethod
+    def infer_shapes(
+        cls,
+        temperature: Sequence[int] = (),
+        probs: Sequence[int] | None = None,
+        logits: Sequence[int] | None = None,
+    ) -> tuple[torch.Size, torch.Size]:
+        """``(batch_shape, event_shape)`` for arguments of these shapes, as Pyro asks for it."""
+        if (probs is None) == (logits is None):
+            raise ValueError(f"{cls.__name__}: exactly one of probs and logits must be given")
+        given = torch.Size((logits if probs is None else probs) or ())
+        batch_dims = len(given) - cls._event_dim
+        shared = torch.Size(temperature)[: max(len(temperature) - cls._event_dim, 0)]
+        return torch.broadcast_shapes(given[:batch_dims], shared), given[batch_dims:]
+
     def __repr__(self) -> str:
         shown = {"temperature": self.temperature, self._given: getattr(self, self._given)}
         inside = ", ".join(
@@ -259,11 +319,42 @@ def _log_of_probs(probs: Tensor) -> Tensor:
     return probs.masked_fill(zero, 1.0).log().masked_fill(zero, -math.inf)
 
 
+def _lowest(dtype: torch.dtype) -> float:
+    """What entries of a sample are raised to: in the log density its reciprocal is a number."""
+    own, wide = torch.finfo(dtype), torch.finfo(torch.promote_types(dtype, torch.float32))
+    return max(own.smallest_normal * own.eps, wide.smallest_normal / wide.eps)
+
+
 class _OverClasses(_Relaxed):
     """Parameters of a categorical distribution."""
 
-    arg_constraints: ClassVar = {"probs": _simplex, "logits": _real_vector}
+    arg_constraints: ClassVar = {"probs": _simplex, "logits": _class_logits}
     _event_dim = 1
+
+    def __init__(
+        self,
+        temperature: Number | Tensor,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> None:
+        if mask is not None:
+            name = type(self).__name__
+            if isinstance(probs, Tensor):
+                check_mask(name, mask, probs, "probs")
+                probs = probs.masked_fill(~mask, 0.0)
+            if isinstance(logits, Tensor):
+                check_mask(name, mask, logits, "logits")
+                logits = logits.masked_fill(~mask, -math.inf)
+        super().__init__(temperature, probs, logits, validate_args)
+
+    @property
+    def _vertex(self) -> Tensor:
+        """One-hot vector of the most probable class."""
+        index = self.logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(self.logits).scatter(-1, index, 1.0)
 
     @lazy_property
     def probs(self) -> Tensor:
@@ -282,6 +373,16 @@ class _OverGates(_Relaxed):
 
     arg_constraints: ClassVar = {"probs": constraints.unit_interval, "logits": constraints.real}
     _event_dim = 0
+
+    @property
+    def _vertex(self) -> Tensor:
+        """The more probable of 0 and 1; NaN where both are equally probable, as torch has it."""
+        return (self.logits > 0).to(self.logits).masked_fill(self.logits == 0, math.nan)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """:attr:`mode`, by the name that tensordict asks for; 0 where both are equally probable."""
+        return self.mode.masked_fill(self.logits == 0, 0.0)
 
     @lazy_property
     def probs(self) -> Tensor:
@@ -303,9 +404,9 @@ class ExpGumbelSoftmax(_OverClasses):
         \log p(\log y) = \log\Gamma(k) + (k-1)\log\tau
         + \sum_i \Big(l_i - \tau\log y_i - \log\sum_j e^{l_j - \tau\log y_j}\Big)
 
-    (Maddison et al., section C.3.) The one to use where densities at low temperatures matter. Under
-    ``torch.compile`` and functorch transforms it is the only one whose own samples always have a
-    finite density.
+    (Maddison et al., section C.3.) The one to use where densities at low temperatures matter: they
+    are exact at any temperature. The sum over the entries of :math:`\log y`, by which its density
+    differs from that of ``y``, cancels between a posterior and a prior.
 
     Args:
         temperature: > 0 and finite: a number, or a tensor of shape [] or one that broadcasts to
@@ -316,14 +417,23 @@ class ExpGumbelSoftmax(_OverClasses):
             ``logits`` must be given, float16, bfloat16, float32 or float64.
         validate_args: whether values are checked, here and in :meth:`log_prob`; torch's default if
             None, and no under ``torch.compile``.
+        mask: bool tensor that broadcasts to ``probs`` or ``logits``; where it is False the
+            probability is 0.
 
     Raises:
         ValueError: not exactly one of ``probs`` and ``logits`` is given, ``temperature`` is not
-            positive and finite or has a wrong shape, or the parameters violate their constraints.
-        TypeError: an argument is not a number or floating-point tensor.
+            positive and finite or has a wrong shape, there is no class, ``mask`` does not
+            broadcast, or the parameters violate their constraints: a row in which no class is
+            possible, for one.
+        TypeError: an argument is not a number or tensor of a dtype it can be.
     """
 
-    support = _real_vector  # as torch has it; the true support is a surface in it
+    support = _log_simplex
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable value of ``log y``, ``log_softmax(logits / temperature)``."""
+        return torch.log_softmax(_wide(self.logits) / self.temperature, -1).to(self.logits.dtype)
 
     def _draw(
         self, logits: Tensor, generator: torch.Generator | None, rng_state: Tensor | None
@@ -341,12 +451,11 @@ class ExpGumbelSoftmax(_OverClasses):
         Returns:
             A tensor of the broadcast shape without the last dimension, float32 or float64.
         """
-        if self._validate_args:
-            self._validate_sample(value)
+        self._check_value(value)
         return concrete_log_prob(value, self.logits, self.temperature, log_space=True)
 
 
-class GumbelSoftmax(_OverClasses):
+class GumbelSoftmax(_OverClasses, RelaxedOneHotCategorical):  # type: ignore[misc]
     r"""Relaxed one-hot categorical distribution, the Gumbel-softmax or Concrete distribution.
 
     .. math::
@@ -357,25 +466,46 @@ class GumbelSoftmax(_OverClasses):
     (Jang et al., eq. 2 and appendix B; Maddison et al., eq. 10 and 11.) Arguments as those of
     :class:`ExpGumbelSoftmax`.
 
-    At a low temperature a sample has entries that underflow to 0, where the density is zero or
-    infinite. :meth:`log_prob` of a tensor that :meth:`rsample` or :meth:`sample` of this class
-    returned, by this distribution or another one, therefore works on the logarithm of the sample,
-    made again from the noise of the call: it is finite, and its gradient goes to the parameters of
-    the sample directly. That tensor must not have been changed, cloned, detached or indexed, and
-    ``retain_grad()`` not been called; otherwise, under ``torch.compile`` and functorch
-    transforms the density is that of the rounded values. :class:`ExpGumbelSoftmax` has no such
-    condition.
+    At a low temperature ``y`` has entries too small for its dtype, and on the boundary of the
+    simplex the density is zero or infinite. A sample therefore stays inside: entries are raised to
+    1e-31 (float16: 6e-8; float64: 1e-292), but those of probability 0. Its density is finite and
+    that of the value it has; at temperatures where this happens :class:`ExpGumbelSoftmax` has the
+    exact one (``docs/distributions.md`` says how far they differ).
+
+    For code that asks what a distribution is, it is a
+    :class:`torch.distributions.RelaxedOneHotCategorical`.
     """
 
-    support = _simplex
+    support = _simplex  # type: ignore[misc]
+
+    @property
+    def transforms(self) -> list[Transform]:  # type: ignore[override]
+        """Those of torch's class."""
+        return [ExpTransform()]
+
+    @property
+    def base_dist(self) -> ExpRelaxedCategorical:  # type: ignore[override]
+        """The distribution of ``log y`` that torch's class has, with torch's noise."""
+        temperature = torch.as_tensor(self.temperature, device=self.logits.device)
+        return ExpRelaxedCategorical(temperature, logits=self.logits, validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        """One-hot vector of the most probable class, which samples approach as tau goes to 0."""
+        return self._vertex
 
     def _draw(
         self, logits: Tensor, generator: torch.Generator | None, rng_state: Tensor | None
     ) -> Tensor:
-        return _draw_and_remember(gumbel_softmax, logits, self.temperature, generator, rng_state)
+        y = gumbel_softmax(logits, self.temperature, generator=generator, rng_state=rng_state)
+        # Not in place: the sampler's backward reads y.
+        lowest = torch.full_like(self.logits, _lowest(y.dtype))
+        return y.clamp(min=lowest.masked_fill(self.logits == -math.inf, 0.0))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at ``value`` with respect to the first k - 1 of its k entries.
+
+        On the boundary of the simplex it is the limit, see :func:`gumbel_ext.concrete_log_prob`.
 
         Args:
             value: point of the simplex, broadcasts with ``batch_shape + event_shape``.
@@ -383,30 +513,7 @@ class GumbelSoftmax(_OverClasses):
         Returns:
             A tensor of the broadcast shape without the last dimension, float32 or float64.
         """
-        if self._validate_args:
-            self._validate_sample(value)
-        origin = recall(value)
-        if origin is None:
-            return self._log_prob_of_value(value)
-        log_y = gumbel_log_softmax(_wide(origin.logits), origin.tau, rng_state=origin.rng_state)
-        logits, jacobian = _wide(self.logits), log_y.sum(-1)
-        edge = None
-        # A GPU is not asked whether there is any, as that would wait for it.
-        if not jacobian.is_cpu or bool(jacobian.isneginf().any()):
-            # Of classes that the sample's logits exclude, those excluded here too are no part of
-            # the density; the others are at its boundary, where value itself is exact.
-            absent, possible = log_y.isneginf(), ~logits.isneginf()
-            edge = (absent & possible).any(-1)
-            log_y = log_y.masked_fill(edge.unsqueeze(-1) & possible, 0.0)
-            jacobian = log_y.masked_fill(log_y.isneginf(), 0.0).sum(-1)
-        inside = concrete_log_prob(log_y, logits, self.temperature, log_space=True) - jacobian
-        if edge is None:
-            return inside
-        # Other rows take part with a value whose gradient is finite: 0 times inf would be NaN.
-        boundary = torch.where(edge.unsqueeze(-1), value.detach(), 1 / value.shape[-1])
-        return torch.where(edge, self._log_prob_of_value(boundary), inside)
-
-    def _log_prob_of_value(self, value: Tensor) -> Tensor:
+        self._check_value(value)
         return concrete_log_prob(value, self.logits, self.temperature)
 
 
@@ -438,8 +545,7 @@ class StraightThroughGumbelSoftmax(_OverClasses):
     @property
     def mode(self) -> Tensor:
         """One-hot vector of the most probable class."""
-        index = self.logits.argmax(-1, keepdim=True)
-        return torch.zeros_like(self.logits).scatter(-1, index, 1.0)
+        return self._vertex
 
     @property
     def variance(self) -> Tensor:
@@ -476,25 +582,25 @@ class StraightThroughGumbelSoftmax(_OverClasses):
             A tensor of the broadcast shape without the last dimension, float32 or float64. A class
             with probability 0 gives -inf.
         """
-        if self._validate_args:
-            self._validate_sample(value)
+        self._check_value(value)
         return _times_log(value, self._log_probs).sum(-1)
 
 
-class BinaryConcrete(_OverGates):
-    r"""Relaxed Bernoulli distribution, the binary Concrete distribution.
+class LogitBinaryConcrete(_OverGates):
+    r"""Log-odds of a :class:`BinaryConcrete` sample, which do not round to 0 or 1.
 
     .. math::
-        y = \sigma\big((l + \mathrm{logit}\,u)/\tau\big), \qquad
-        p(y) = \frac{\tau\, \alpha\, y^{-\tau-1} (1-y)^{-\tau-1}}
-        {\big(\alpha\, y^{-\tau} + (1-y)^{-\tau}\big)^2}, \quad \alpha = e^l
+        x = (l + L)/\tau, \qquad
+        p(x) = \frac{\tau\, e^{l - \tau x}}{\big(1 + e^{l - \tau x}\big)^2}
 
-    (Maddison et al., section B, eq. 24 to 26). What :class:`GumbelSoftmax` says of densities of its
-    samples holds here for entries rounded to 0 or 1.
+    (Maddison et al., section B), the logistic distribution of mean :math:`l/\tau` and scale
+    :math:`1/\tau`. To :class:`BinaryConcrete` what :class:`ExpGumbelSoftmax` is to
+    :class:`GumbelSoftmax`: the one to use where densities at low temperatures matter, exact at any
+    temperature. A model takes ``x.sigmoid()``.
 
     Args:
         temperature: > 0 and finite: a number, or a tensor that broadcasts with the parameters.
-        probs: probabilities of 1, a number or a tensor. Where they are 0 or 1 so is the sample.
+        probs: probabilities of 1, a number or a tensor. Where they are 0 or 1 a sample is infinite.
         logits: log-odds of 1, a number or a tensor. Exactly one of both must be given.
         validate_args: see :class:`ExpGumbelSoftmax`.
 
@@ -502,15 +608,114 @@ class BinaryConcrete(_OverGates):
         TypeError, ValueError: as :class:`ExpGumbelSoftmax`.
     """
 
-    support = constraints.unit_interval
+    support = constraints.real
+
+    @property
+    def mean(self) -> Tensor:
+        """``logits / temperature``."""
+        return (_wide(self.logits) / self.temperature).to(self.logits.dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        """The same as the mean."""
+        return self.mean
+
+    @property
+    def variance(self) -> Tensor:
+        r""":math:`\pi^2 / (3 \tau^2)`."""
+        return torch.zeros_like(self.logits) + math.pi**2 / 3 / self.temperature**2
+
+    def entropy(self) -> Tensor:
+        r"""Entropy in nats, :math:`2 - \log\tau`, of shape ``batch_shape``."""
+        tau = torch.as_tensor(self.temperature, device=self.logits.device)
+        return torch.zeros_like(self.logits) + (2 - tau.log())
+
+    def cdf(self, value: Tensor) -> Tensor:
+        r""":math:`\sigma(\tau x - l)`."""
+        self._check_value(value)
+        return torch.sigmoid(self.temperature * value - self.logits)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The inverse of :meth:`cdf`, for ``value`` in [0, 1]."""
+        return (self.logits + torch.logit(value)) / self.temperature
 
     def _draw(
         self, logits: Tensor, generator: torch.Generator | None, rng_state: Tensor | None
     ) -> Tensor:
-        return _draw_and_remember(binary_concrete, logits, self.temperature, generator, rng_state)
+        return logit_binary_concrete(
+            logits, self.temperature, generator=generator, rng_state=rng_state
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at ``value``, elementwise.
+
+        Args:
+            value: log-odds, broadcasts with ``batch_shape``.
+
+        Returns:
+            A tensor of the broadcast shape, float32 or float64.
+        """
+        self._check_value(value)
+        return binary_concrete_log_prob(
+            _wide(value), _wide(self.logits), self.temperature, logit_space=True
+        )
+
+
+class BinaryConcrete(_OverGates, RelaxedBernoulli):  # type: ignore[misc]
+    r"""Relaxed Bernoulli distribution, the binary Concrete distribution.
+
+    .. math::
+        y = \sigma\big((l + L)/\tau\big), \qquad
+        p(y) = \frac{\tau\, \alpha\, y^{-\tau-1} (1-y)^{-\tau-1}}
+        {\big(\alpha\, y^{-\tau} + (1-y)^{-\tau}\big)^2}, \quad \alpha = e^l
+
+    (Maddison et al., section B, eq. 24 to 26.) Arguments as those of :class:`LogitBinaryConcrete`;
+    where ``probs`` are 0 or 1 so is the sample.
+
+    What :class:`GumbelSoftmax` says of the boundary holds here for 0 and 1: a sample stays between
+    1e-31 (float16: 6e-8; float64: 1e-292) and 1 - eps, where in float32 the log-odds are 15.9. Its
+    gradient is that of the curve at the value it has, so that with a density's it gives the
+    gradient of the log-odds. :class:`LogitBinaryConcrete` has exact densities, too.
+
+    For code that asks what a distribution is, it is a
+    :class:`torch.distributions.RelaxedBernoulli`.
+    """
+
+    support = constraints.unit_interval  # type: ignore[misc]
+
+    @property
+    def transforms(self) -> list[Transform]:  # type: ignore[override]
+        """Those of torch's class."""
+        return [SigmoidTransform()]
+
+    @property
+    def base_dist(self) -> LogitRelaxedBernoulli:  # type: ignore[override]
+        """The distribution of ``logit y`` that torch's class has, with torch's noise."""
+        temperature = torch.as_tensor(self.temperature, device=self.logits.device)
+        return LogitRelaxedBernoulli(temperature, logits=self.logits, validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        """The more probable of 0 and 1, which samples approach as tau goes to 0; NaN at a tie."""
+        return self._vertex
+
+    def _draw(
+        self, logits: Tensor, generator: torch.Generator | None, rng_state: Tensor | None
+    ) -> Tensor:
+        x = logit_binary_concrete(
+            _wide(logits), self.temperature, generator=generator, rng_state=rng_state
+        )
+        least, most = _lowest(logits.dtype), 1 / torch.finfo(logits.dtype).eps
+        inside = x.detach().clamp(math.log(least), math.log(most))
+        # The difference is exactly 0, and has the gradient that a clamp would not pass on. That of
+        # the sigmoid fits the value it returns, so that products with a density's are right.
+        y = torch.sigmoid(inside + (x - x.detach())).to(logits.dtype)
+        return torch.where(self.logits.isinf(), (self.logits > 0).to(y.dtype), y)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density at ``value``, elementwise.
+
+        At 0 and 1 it is the limit, see :func:`gumbel_ext.binary_concrete_log_prob`.
 
         Args:
             value: in [0, 1], broadcasts with ``batch_shape``.
@@ -518,29 +723,7 @@ class BinaryConcrete(_OverGates):
         Returns:
             A tensor of the broadcast shape, float32 or float64.
         """
-        if self._validate_args:
-            self._validate_sample(value)
-        origin = recall(value)
-        if origin is None:
-            return self._log_prob_of_value(value)
-        drawn_from = _wide(origin.logits)
-        noise = logistic_noise(
-            drawn_from.shape,
-            dtype=drawn_from.dtype,
-            device=drawn_from.device,
-            rng_state=origin.rng_state,
-        )
-        # An infinite logit makes its sample exactly 0 or 1.
-        exact = drawn_from.isinf() | self.logits.isinf()
-        x = (drawn_from.masked_fill(drawn_from.isinf(), 0.0) + noise) / origin.tau
-        d = self.temperature * x - _wide(self.logits).masked_fill(self.logits.isinf(), 0.0)
-        log_tau = torch.log(torch.as_tensor(self.temperature, dtype=d.dtype, device=d.device))
-        inside = log_tau + logsigmoid(d) + logsigmoid(-d) - logsigmoid(x) - logsigmoid(-x)
-        # Other entries take part with a value whose gradient is finite: 0 times inf would be NaN.
-        boundary = torch.where(exact, value.detach(), 0.5)
-        return torch.where(exact, self._log_prob_of_value(boundary), inside)
-
-    def _log_prob_of_value(self, value: Tensor) -> Tensor:
+        self._check_value(value)
         return binary_concrete_log_prob(_wide(value), _wide(self.logits), self.temperature)
 
 
@@ -563,7 +746,7 @@ class StraightThroughBinaryConcrete(_OverGates):
     @property
     def mode(self) -> Tensor:
         """The more probable value; NaN where both are equally probable."""
-        return (self.logits > 0).to(self.logits).masked_fill(self.logits == 0, math.nan)
+        return self._vertex
 
     @property
     def variance(self) -> Tensor:
@@ -597,8 +780,7 @@ class StraightThroughBinaryConcrete(_OverGates):
             A tensor of the broadcast shape, float32 or float64; -inf for a value that has
             probability 0.
         """
-        if self._validate_args:
-            self._validate_sample(value)
+        self._check_value(value)
         return self._expected_log(value)
 
     def _expected_log(self, of_one: Tensor) -> Tensor:
@@ -612,42 +794,26 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _draw_and_remember(
-    sampler: Any,
-    logits: Tensor,
-    tau: Number | Tensor,
-    generator: torch.Generator | None,
-    rng_state: Tensor | None,
-) -> Tensor:
-    """A sample whose logarithm can be made again."""
-    if not can_be_remembered(logits):
-        sample: Tensor = sampler(logits, tau, generator=generator, rng_state=rng_state)
-        return sample
-    if rng_state is None:
-        rng_state, generator = draw_rng_state(generator, device=logits.device), None
-    sample = sampler(logits, tau, generator=generator, rng_state=rng_state)
-    remember(sample, logits, tau, rng_state)
-    return sample
+def _kl_of_classes(p: Any, q: Any) -> Tensor:
+    """Of categorical distributions: straight-through samples are exact samples of theirs."""
+    log_p, log_q = (torch.log_softmax(_wide(d.logits), -1) for d in (p, q))
+    return _times_log(log_p.exp(), log_p).sum(-1) - _times_log(log_p.exp(), log_q).sum(-1)
 
 
-def _kl_of_classes(
-    p: StraightThroughGumbelSoftmax, q: StraightThroughGumbelSoftmax | OneHotCategorical
-) -> Tensor:
-    """Of the categorical distributions, whose exact samples theirs are."""
-    log_q = torch.log_softmax(q.logits, -1)
-    return -(p.entropy() + _times_log(p.probs, log_q).sum(-1))
+def _kl_of_gates(p: Any, q: Any) -> Tensor:
+    """Of Bernoulli distributions, likewise."""
+    logits = _wide(p.logits)
+    divergence = torch.zeros_like(logits)
+    for sign in (1, -1):
+        log_p, log_q = (logsigmoid(sign * _wide(d.logits)) for d in (p, q))
+        divergence = divergence + _times_log(log_p.exp(), log_p) - _times_log(log_p.exp(), log_q)
+    return divergence
 
 
-def _kl_of_gates(
-    p: StraightThroughBinaryConcrete, q: StraightThroughBinaryConcrete | Bernoulli
-) -> Tensor:
-    """Of the Bernoulli distributions, whose exact samples theirs are."""
-    one, zero = logsigmoid(q.logits), logsigmoid(-q.logits)
-    expected = _times_log(p.probs, one) + _times_log(1 - p.probs, zero)
-    return -(p.entropy() + expected)
-
-
-register_kl(StraightThroughGumbelSoftmax, StraightThroughGumbelSoftmax)(_kl_of_classes)
-register_kl(StraightThroughGumbelSoftmax, OneHotCategorical)(_kl_of_classes)
-register_kl(StraightThroughBinaryConcrete, StraightThroughBinaryConcrete)(_kl_of_gates)
-register_kl(StraightThroughBinaryConcrete, Bernoulli)(_kl_of_gates)
+for _ours, _theirs, _kl in (
+    (StraightThroughGumbelSoftmax, OneHotCategorical, _kl_of_classes),
+    (StraightThroughBinaryConcrete, Bernoulli, _kl_of_gates),
+):
+    register_kl(_ours, _ours)(_kl)
+    register_kl(_ours, _theirs)(_kl)
+    register_kl(_theirs, _ours)(_kl)
