@@ -690,6 +690,39 @@ def test_samples_stay_off_the_boundary(cls, dtype, tau, device, state):
         assert gradient.isfinite().all()
 
 
+# Of an objective in y, relative to float64 in log space: docs/distributions.md has the figures.
+SCORED_IN_Y = {
+    (gd.GumbelSoftmax, 0.5): (1e-6, 1e-6),
+    (gd.GumbelSoftmax, 0.2): (1e-6, 1e-6),
+    (gd.GumbelSoftmax, 0.1): (0.05, 0.15),
+    (gd.GumbelSoftmax, 0.05): (0.6, 1.02),
+    (gd.BinaryConcrete, 0.5): (5e-6, 5e-6),
+    (gd.BinaryConcrete, 0.2): (0.06, 2e-4),
+    (gd.BinaryConcrete, 0.1): (0.2, 5e-4),
+    (gd.BinaryConcrete, 0.05): (0.36, 1e-3),
+}
+
+
+@pytest.mark.parametrize(("cls", "tau"), SCORED_IN_Y, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_an_objective_scored_in_y_beside_log_space(cls, tau, device):
+    def objective(cls, logits):
+        q, p = (
+            cls(t, logits=at, validate_args=False)
+            for t, at in ((tau, logits), (0.5, torch.zeros_like(logits)))
+        )
+        z = q.rsample((20_000,), rng_state=torch.tensor([1, 2]))
+        value = (q.log_prob(z) - p.log_prob(z)).mean(0).sum()
+        return value.detach(), torch.autograd.grad(value, logits)[0].double()
+
+    logits = torch.randn(10, generator=torch.Generator().manual_seed(0)).to(device)
+    in_log_space = LOG_SPACE[BOUNDED.index(cls)]
+    value, gradient = objective(in_log_space, logits.double().requires_grad_())
+    for scored, bounds in ((cls, SCORED_IN_Y[cls, tau]), (in_log_space, (5e-6, 5e-6))):
+        got, got_gradient = objective(scored, logits.clone().requires_grad_())
+        assert abs(got - value) <= bounds[0] * abs(value)
+        assert (got_gradient - gradient).norm() <= bounds[1] * gradient.norm()
+
+
 def contexts(loss, x):
     """Value and gradient of ``loss`` at ``x``, by every way to have them."""
 
