@@ -309,18 +309,22 @@ def _temperature(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """The temperature as a tensor; NaN where one that is no number yet is not positive."""
+    """The temperature as a tensor; NaN where one that is no number yet is not positive.
+
+    One number stays on the CPU, where operations on every device read it without a copy.
+    """
     if tau_tensor is None:
         if not (math.isfinite(tau) and tau > 0):
             raise ValueError(f"{function}: tau must be positive and finite, got {tau}")
-        return torch.full((), tau, dtype=dtype, device=device)
+        return torch.full((), tau, dtype=dtype, device="cpu")
     if tau_tensor.dtype not in _FLOAT_DTYPES:
         raise TypeError(
             f"{function}: a tau tensor must have dtype float16, bfloat16, float32 or float64, got "
             f"{tau_tensor.dtype}"
         )
     check_positive(function, "tau", tau_tensor)
-    t = tau_tensor.to(device, dtype)
+    one_number = tau_tensor.dim() == 0 and tau_tensor.is_cpu
+    t = tau_tensor.to("cpu" if one_number else device, dtype)
     return torch.where(t > 0, t, torch.nan)
 
 

@@ -113,6 +113,11 @@ def binary(x, hard, **random):
     return with_gradients(y, x.logits, x.tau)
 
 
+def binary_logit(x, **random):
+    y = gumbel_ext.logit_binary_concrete(x.logits, x.tau, **random)
+    return with_gradients(y, x.logits, x.tau)
+
+
 def log_sample(x, **random):
     y = gumbel_ext.gumbel_log_softmax(x.logits, x.tau, x.dim, **random)
     return with_gradients(y, x.logits, x.tau)
@@ -171,6 +176,7 @@ DRAWING = {
     "logistic_noise": partial(noise, function=gumbel_ext.logistic_noise),
     "binary_soft": partial(binary, hard=False),
     "binary_hard": partial(binary, hard=True),
+    "binary_logit": binary_logit,
     "log_softmax": log_sample,
     "embedding_soft": partial(embedding, hard=False),
     "embedding_hard": partial(embedding, hard=True),

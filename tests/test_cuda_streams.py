@@ -180,6 +180,7 @@ def test_no_operator_waits(device, request, name, where):
         distributions.GumbelSoftmax,
         distributions.ExpGumbelSoftmax,
         distributions.BinaryConcrete,
+        distributions.LogitBinaryConcrete,
         distributions.StraightThroughGumbelSoftmax,
         distributions.StraightThroughBinaryConcrete,
     ],
