@@ -19,8 +19,13 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch_binary as _functorch_binary  # registers torch.vmap's rules
 from gumbel_ext._arguments import (
+    SUPPORTED,
+    as_bool,
+    as_size,
     check_local,
     check_optional,
+    check_supported,
+    empty,
     split_tau,
     state_beside,
 )
@@ -29,8 +34,6 @@ from gumbel_ext._random_ops import keep_equal_calls_apart
 __all__ = ["binary_concrete", "binary_concrete_log_prob", "logistic_noise"]
 
 Number: TypeAlias = float | int
-
-_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 keep_equal_calls_apart()
 
@@ -90,7 +93,7 @@ def binary_concrete(
         >>> bool(((gates == 0) | (gates == 1)).all())
         True
     """
-    if has_torch_function((logits,)):
+    if has_torch_function((logits, tau, rng_state)):
         overridden: Tensor = handle_torch_function(
             binary_concrete,
             (logits, tau, rng_state),
@@ -102,6 +105,7 @@ def binary_concrete(
         )
         return overridden
     check_local("binary_concrete", "logits", logits)
+    hard = as_bool("binary_concrete", "hard", hard)
     check_optional("binary_concrete", None, generator, rng_state, logits.device)
     rng_state = state_beside(rng_state, logits.device)
     tau_number, tau_tensor = split_tau("binary_concrete", tau)
@@ -144,13 +148,20 @@ def logistic_noise(
             ``generator`` and ``rng_state`` are given.
         RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
     """
-    shape = tuple(size) if isinstance(size, Sequence) else (size,)
-    for extent in shape:
-        if not isinstance(extent, (int, torch.SymInt)):
-            raise TypeError(f"logistic_noise: size must be an int or ints, got {size!r}")
-        if extent < 0:
-            raise ValueError(f"logistic_noise: size must not be negative, got {size}")
-    like = torch.empty(0, dtype=dtype, device=device)
+    if rng_state is not None and has_torch_function((rng_state,)):
+        overridden: Tensor = handle_torch_function(
+            logistic_noise,
+            (rng_state,),
+            size,
+            dtype=dtype,
+            # A mode that sets the default device is left by then.
+            device=torch.get_default_device() if device is None else device,
+            generator=generator,
+            rng_state=rng_state,
+        )
+        return overridden
+    shape = as_size("logistic_noise", size)
+    like = empty("logistic_noise", dtype, device)
     check_optional("logistic_noise", None, generator, rng_state, like.device)
     rng_state = state_beside(rng_state, like.device)
     noise: Tensor = _logistic_noise(like, shape, generator, rng_state)[0]
@@ -192,19 +203,20 @@ def binary_concrete_log_prob(value: Tensor, logits: Tensor, tau: Number | Tensor
         ValueError: ``tau`` is a number and not positive and finite. The values of a tensor are not
             looked at: where they are not positive the density is NaN.
     """
+    if has_torch_function((value, logits, tau)):
+        overridden: Tensor = handle_torch_function(
+            binary_concrete_log_prob, (value, logits, tau), value, logits, tau
+        )
+        return overridden
     for name, tensor in (("value", value), ("logits", logits)):
         check_local("binary_concrete_log_prob", name, tensor)
-        if tensor.dtype not in _FLOAT_DTYPES:
-            raise TypeError(
-                f"binary_concrete_log_prob: {name} must have dtype float16, bfloat16, float32 or "
-                f"float64, got {tensor.dtype}"
-            )
+        check_supported("binary_concrete_log_prob", name, tensor)
     tau_number, tau_tensor = split_tau("binary_concrete_log_prob", tau)
     if tau_tensor is None and not (math.isfinite(tau_number) and tau_number > 0):
         raise ValueError(
             f"binary_concrete_log_prob: tau must be positive and finite, got {tau_number}"
         )
-    if tau_tensor is not None and tau_tensor.dtype not in _FLOAT_DTYPES:
+    if tau_tensor is not None and tau_tensor.dtype not in SUPPORTED:
         raise TypeError(
             "binary_concrete_log_prob: a tau tensor must have dtype float16, bfloat16, float32 or "
             f"float64, got {tau_tensor.dtype}"
