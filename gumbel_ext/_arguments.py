@@ -7,6 +7,7 @@ import numbers
 import operator
 import sys
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -36,8 +37,10 @@ def described(value: object) -> str:
 
 
 def _is_bool(value: object) -> bool:
-    """Python's, NumPy's, or a tensor of one."""
-    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    """Python's, NumPy's, or a tensor of them, which have an index and are no integers."""
+    if isinstance(value, Tensor):
+        return value.dtype == torch.bool
+    return type(value).__name__ in ("bool", "bool_")
 
 
 def as_int(
@@ -67,7 +70,7 @@ def as_bool(function: str, name: str, value: Any) -> bool:
     """``value``, a bool of Python or NumPy, a tensor of one, 0 or 1."""
     if type(value) is bool:
         return value
-    if isinstance(value, torch.SymBool) or (_is_bool(value) and getattr(value, "ndim", 0) == 0):
+    if isinstance(value, torch.SymBool) or (_is_bool(value) and value.ndim == 0):
         return bool(value)
     if isinstance(value, numbers.Integral) and value in (0, 1):
         return bool(value)
@@ -104,8 +107,11 @@ def split_tau(
     function: str, tau: Any, name: str = "tau", wanted: str = "a number or a tensor"
 ) -> tuple[float, Tensor | None]:
     """Splits a temperature into the op's number and tensor; one of them is not used."""
-    if isinstance(tau, _Array) and tau.dtype.kind in "iuf":
-        tau = torch.as_tensor(tau)
+    if isinstance(tau, _Array):
+        try:  # noqa: SIM105 (nothing that Dynamo has to look into)
+            tau = torch.as_tensor(tau)
+        except TypeError:
+            pass  # Not of numbers, and refused below.
     if isinstance(tau, Tensor):
         # A buffer made of an int is as good as the int; bool and complex numbers the op refuses.
         whole = not (tau.is_floating_point() or tau.is_complex() or tau.dtype == torch.bool)
@@ -220,6 +226,44 @@ def check_broadcast(
             f"{function}: {name} must broadcast to the shape of {target_name}, "
             f"{list(target.shape)}, got shape {list(operand.shape)}"
         )
+
+
+def check_positive(function: str, name: str, tensor: Tensor) -> None:
+    """Looks at the values where that neither waits for a device nor breaks a graph."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
+    if not plain or torch.compiler.is_compiling() or is_transformed():
+        return
+    wrong = tensor.detach()[~((tensor > 0) & (tensor < torch.inf))]
+    if wrong.numel():
+        raise ValueError(
+            f"{function}: {name} must be positive and finite, got {wrong.flatten()[0].item()}"
+        )
+
+
+def is_transformed() -> bool:
+    """Whether a functorch transform or a tracer sees what is called."""
+    return bool(torch._C._are_functorch_transforms_active() or is_jit_tracing())
+
+
+class ErrorsOf:
+    """What functions and ops called inside say of their arguments is said of this function."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind in (TypeError, ValueError, IndexError):
+            function, colon, message = str(error).partition(": ")
+            if colon and function.isidentifier():
+                raise kind(f"{self.function}: {message}") from None
 
 
 def check_device(function: str, device: object) -> None:

@@ -24,6 +24,7 @@ from gumbel_ext._arguments import (
     as_size,
     check_local,
     check_optional,
+    check_positive,
     check_supported,
     empty,
     split_tau,
@@ -200,8 +201,8 @@ def binary_concrete_log_prob(value: Tensor, logits: Tensor, tau: Number | Tensor
 
     Raises:
         TypeError: an argument is of a wrong type or dtype.
-        ValueError: ``tau`` is a number and not positive and finite. The values of a tensor are not
-            looked at: where they are not positive the density is NaN.
+        ValueError: ``tau`` is not positive and finite. The values of a tensor are looked at on the
+            CPU and outside of compilers; elsewhere the density is NaN where they are not positive.
     """
     if has_torch_function((value, logits, tau)):
         overridden: Tensor = handle_torch_function(
@@ -221,6 +222,8 @@ def binary_concrete_log_prob(value: Tensor, logits: Tensor, tau: Number | Tensor
             "binary_concrete_log_prob: a tau tensor must have dtype float16, bfloat16, float32 or "
             f"float64, got {tau_tensor.dtype}"
         )
+    if tau_tensor is not None:
+        check_positive("binary_concrete_log_prob", "tau", tau_tensor)
     dtype = torch.promote_types(value.dtype, logits.dtype)
     double = dtype == torch.float64
     computed = torch.float64 if double else torch.float32

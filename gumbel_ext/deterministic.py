@@ -14,6 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 # registers torch.vmap's rules
 from gumbel_ext import _functorch_deterministic as _functorch_deterministic
 from gumbel_ext._arguments import (
+    ErrorsOf,
     as_bool,
     as_int,
     check_local,
@@ -190,6 +191,7 @@ def soft_argmax(
         positions = _coordinates(classes, logits)
     else:
         check_local("soft_argmax", "positions", positions)
+        check_supported("soft_argmax", "positions", positions)
         if positions.dim() != 1 or positions.shape[0] != classes:
             raise ValueError(
                 f"soft_argmax: positions must be of shape [{classes}], got {list(positions.shape)}"
@@ -259,7 +261,10 @@ def soft_argmax_2d(maps: Tensor, beta: Number | Tensor = 1, *, normalized: bool 
     positions = torch.stack(
         [x.expand(height, width).flatten(), y.unsqueeze(1).expand(height, width).flatten()]
     )
-    expected: Tensor = _soft_argmax(maps.flatten(-2), beta_number, beta_tensor, -1, positions)[0]
+    with ErrorsOf("soft_argmax_2d"):
+        expected: Tensor = _soft_argmax(maps.flatten(-2), beta_number, beta_tensor, -1, positions)[
+            0
+        ]
     return expected
 
 

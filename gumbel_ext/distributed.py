@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gumbel_ext._arguments import (
+    ErrorsOf,
     as_bool,
     as_int,
     as_size,
@@ -177,9 +178,10 @@ def gumbel_softmax(
     number, tensor = split_tau(name, tau)
     hard, return_index = as_bool(name, "hard", hard), as_bool(name, "return_index", return_index)
     state = _state_of_call(name, logits.device, generator, rng_state)
-    y, index = _softmax_of_part(
-        logits, number, tensor, hard, dim, mask, return_index, state, part, classes
-    )
+    with ErrorsOf(name):
+        y, index = _softmax_of_part(
+            logits, number, tensor, hard, dim, mask, return_index, state, part, classes
+        )
     return (y, index) if return_index else y
 
 
@@ -230,7 +232,8 @@ def gumbel_argmax(
     dim, keepdim = _wrap(name, dim, logits.dim()), as_bool(name, "keepdim", keepdim)
     part, classes = _place(name, logits.shape, shards, dim)
     state = _state_of_call(name, logits.device, generator, rng_state)
-    index = _argmax_of_part(logits, dim, mask, state, part, classes)
+    with ErrorsOf(name):
+        index = _argmax_of_part(logits, dim, mask, state, part, classes)
     return index.unsqueeze(dim) if keepdim else index
 
 
@@ -277,5 +280,6 @@ def gumbel_noise(
     like = empty(name, dtype, device)
     check_optional(name, None, generator, rng_state, like.device)
     state = _state_of_call(name, like.device, generator, rng_state)
-    noise: Tensor = _ops.gumbel_noise(like, shape, None, state, part.positions())
+    with ErrorsOf(name):
+        noise: Tensor = _ops.gumbel_noise(like, shape, None, state, part.positions())
     return noise

@@ -20,6 +20,7 @@ from gumbel_ext._arguments import (
     as_int,
     as_number,
     as_positive,
+    check_positive,
     check_supported,
     checked_state,
     described,
@@ -117,22 +118,22 @@ class TemperatureSchedule:
     def state_dict(self) -> dict[str, Any]:
         """The schedule and where it is, in Python numbers and lists.
 
-        The entry ``kind`` is the name of its class.
+        The entry ``class`` is the name of the kind of schedule.
         """
-        return {"kind": type(self).__name__, **self._attributes()}
+        return {"class": type(self).__name__, **self._attributes()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state that :meth:`state_dict` gave.
 
-        A state without ``kind``, as earlier versions saved it, is taken if its entries are those of
-        this schedule.
+        A state without ``class``, as earlier versions saved it, is taken if its other entries are
+        those of this schedule.
 
         Raises:
             ValueError: the state is that of another kind of schedule.
         """
         own, name = self._attributes(), type(self).__name__
         attributes = dict(state_dict)
-        kind = attributes.pop("kind", name)
+        kind = attributes.pop("class", name)
         if kind != name:
             raise ValueError(f"{name}: state_dict must be that of a {name}, got that of a {kind}")
         if own.keys() != attributes.keys():
@@ -486,10 +487,11 @@ def decoupled_gumbel_softmax(
     dim, hard = as_int(name, "dim", dim), as_bool(name, "hard", hard)
     return_index = as_bool(name, "return_index", return_index)
     rng_state = checked_state(name, logits, mask, generator, rng_state)
+    check_supported(name, "logits", logits)
     y, index = _decoupled_gumbel_softmax(
         logits,
-        *split_tau(name, tau_forward, "tau_forward"),
-        *split_tau(name, tau_backward, "tau_backward"),
+        *_checked_tau(name, tau_forward, "tau_forward"),
+        *_checked_tau(name, tau_backward, "tau_backward"),
         hard,
         dim,
         mask,
@@ -498,3 +500,13 @@ def decoupled_gumbel_softmax(
         rng_state,
     )
     return (y, index) if return_index else y
+
+
+def _checked_tau(function: str, tau: Any, name: str) -> tuple[float, Tensor | None]:
+    number, tensor = split_tau(function, tau, name)
+    if tensor is None:
+        as_positive(function, name, number)
+    else:
+        check_supported(function, name, tensor)
+        check_positive(function, name, tensor)
+    return number, tensor

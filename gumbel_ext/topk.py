@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext._arguments import (
+    ErrorsOf,
     as_bool,
     as_int,
     as_positive,
@@ -216,21 +217,22 @@ def relaxed_topk(
     k, dim = _checked(name, logits, as_int(name, "k", k, 1), dim, mask, generator, rng_state)
     hard = as_bool(name, "hard", hard)
     dtype = _computed_in(logits)
-    temperature = _temperature(name, tau, logits, dim, dtype)
     allowed = logits != -torch.inf
     if mask is not None:
         allowed = allowed & mask
-    if k == 1:
-        return gumbel_softmax(
-            logits, tau, hard, dim=dim, mask=allowed, generator=generator, rng_state=rng_state
+    with ErrorsOf(name):
+        temperature = _temperature(name, tau, logits, dim, dtype)
+        if k == 1:
+            return gumbel_softmax(
+                logits, tau, hard, dim=dim, mask=allowed, generator=generator, rng_state=rng_state
+            )
+        noise = gumbel_noise(
+            logits.shape,
+            dtype=dtype,
+            device=logits.device,
+            generator=generator,
+            rng_state=rng_state,
         )
-    noise = gumbel_noise(
-        logits.shape,
-        dtype=dtype,
-        device=logits.device,
-        generator=generator,
-        rng_state=rng_state,
-    )
     # What may not be chosen is a constant: the derivative of -inf would be NaN.
     scores = (logits.to(dtype) + noise).masked_fill(~allowed, -torch.inf)
     y = _relaxed(scores, allowed, k, temperature, dim)
@@ -334,12 +336,7 @@ def _temperature(
         # The op looks at the values, where that does not mean to wait for a device.
         none_of_them = logits.detach().narrow(dim, 0, 0) if logits.dim() else logits.detach()
         state = torch.zeros(2, dtype=torch.int64)
-        try:
-            _gumbel_softmax(
-                none_of_them, 1.0, tensor.detach(), False, dim, None, False, None, state
-            )
-        except ValueError as error:
-            raise ValueError(str(error).replace("gumbel_softmax", name, 1)) from None
+        _gumbel_softmax(none_of_them, 1.0, tensor.detach(), False, dim, None, False, None, state)
     return tensor.to(logits.device, dtype).clamp(min=torch.finfo(dtype).smallest_normal)
 
 

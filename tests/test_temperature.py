@@ -111,9 +111,9 @@ def test_state_of_another_schedule_is_refused(of, into):
 
 
 def test_state_of_an_earlier_version():
-    """It has no kind; the entries say as much as they can."""
+    """It does not name the class; the entries say as much as they can."""
     state = SCHEDULES["linear"]().state_dict()
-    assert state.pop("kind") == "LinearTemperature"
+    assert state.pop("class") == "LinearTemperature"
     SCHEDULES["linear"]().load_state_dict({**state, "steps": 3})
     with pytest.raises(ValueError, match="PiecewiseTemperature: state_dict must have the keys"):
         SCHEDULES["piecewise"]().load_state_dict(state)
