@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
+from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext._arguments import (
     as_bool,
@@ -35,6 +35,30 @@ __all__ = [
 
 EvalMode: TypeAlias = Literal["argmax", "softmax", "sample"]
 _EVAL_MODES = ("argmax", "softmax", "sample")
+
+
+def _class_probabilities(
+    name: str, logits: Tensor, dim: int, mask: Tensor | None, return_index: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The softmax of a module in evaluation; its arguments may be those of a tracer."""
+    if has_torch_function((logits, mask)):
+        overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
+            _class_probabilities, (logits, mask), name, logits, dim, mask, return_index
+        )
+        return overridden
+    check_tensor(name, "logits", logits)
+    dim = wrapped_dim(name, dim, logits)
+    if mask is None:
+        y = logits.softmax(dim)
+    else:
+        check_mask(name, mask, logits)
+        allowed = mask.expand(logits.shape).any(dim, keepdim=True)
+        # A row of -inf would be NaN, in its gradient too.
+        kept = logits.masked_fill(allowed & ~mask, -torch.inf)
+        y = kept.softmax(dim).masked_fill(~allowed, 0)
+    if not as_bool(name, "return_index", return_index):
+        return y
+    return y, straight_through_softmax(logits.detach(), dim=dim, mask=mask, return_index=True)[1]
 
 
 class _Sampler(nn.Module):
@@ -123,23 +147,7 @@ class _Sampler(nn.Module):
             return straight_through_softmax(
                 logits, self.temperature(), self.dim, mask=mask, return_index=return_index
             )
-        if not has_torch_function((logits, mask)):
-            check_tensor(type(self).__name__, "logits", logits)
-            wrapped_dim(type(self).__name__, self.dim, logits)
-            if mask is not None:
-                check_mask(type(self).__name__, mask, logits)
-        if mask is None:
-            y = logits.softmax(self.dim)
-        else:
-            allowed = mask.expand(logits.shape).any(self.dim, keepdim=True)
-            # A row of -inf would be NaN, in its gradient too.
-            kept = logits.masked_fill(allowed & ~mask, -torch.inf)
-            y = kept.softmax(self.dim).masked_fill(~allowed, 0)
-        if not return_index:
-            return y
-        return y, straight_through_softmax(
-            logits.detach(), dim=self.dim, mask=mask, return_index=True
-        )[1]
+        return _class_probabilities(type(self).__name__, logits, self.dim, mask, return_index)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, eval_mode={self.eval_mode!r}"

@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 # registers torch.vmap's rules
 from gumbel_ext import _functorch_deterministic as _functorch_deterministic
 from gumbel_ext._arguments import (
+    ErrorsOf,
     as_bool,
     as_int,
     as_number,
@@ -488,17 +489,14 @@ def decoupled_gumbel_softmax(
     return_index = as_bool(name, "return_index", return_index)
     rng_state = checked_state(name, logits, mask, generator, rng_state)
     check_supported(name, "logits", logits)
-    y, index = _decoupled_gumbel_softmax(
-        logits,
+    taus = (
         *_checked_tau(name, tau_forward, "tau_forward"),
         *_checked_tau(name, tau_backward, "tau_backward"),
-        hard,
-        dim,
-        mask,
-        return_index,
-        generator,
-        rng_state,
     )
+    with ErrorsOf(name):
+        y, index = _decoupled_gumbel_softmax(
+            logits, *taus, hard, dim, mask, return_index, generator, rng_state
+        )
     return (y, index) if return_index else y
 
 

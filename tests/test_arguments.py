@@ -370,3 +370,34 @@ def test_compiled_takes_them_too(dim, tau):
 
     compiled = torch.compile(sample, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(LOGITS), sample(LOGITS))
+
+
+TRACEABLE = (*TENSORS, *TEMPERATURES, "mask", "rng_state", "positions")
+
+
+@pytest.mark.parametrize("argument", TRACEABLE)
+@pytest.mark.parametrize("name", CALLS)
+def test_traced_by_fx_in_any_tensor(name, argument):
+    """A tracer, a subclass or a mode sees the call whichever argument is its own."""
+    arguments = CALLS[name]
+    if argument not in arguments or name.startswith("distributed."):
+        pytest.skip("has none")
+    function, value = function_of(name), torch.as_tensor(arguments[argument])
+
+    def call(given):
+        return function(**{**arguments, argument: given})
+
+    graph = torch.fx.symbolic_trace(call)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_function"] == [function]
+    assert plain(graph(value)) == plain(call(value))
+
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        call(value)
+    assert seen.count(function) == 1
