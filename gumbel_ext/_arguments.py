@@ -81,8 +81,10 @@ def as_number(function: str, name: str, value: Any, wanted: str = "a number") ->
     """``value`` as a float, infinite where no float is as large."""
     if type(value) is float:
         return value
-    known = isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)) or (
-        isinstance(value, _Array) and value.ndim == 0 and value.dtype.kind in "iuf"
+    known = (
+        type(value) is int  # of which numbers.Real takes a while to be told
+        or isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt))
+        or (isinstance(value, _Array) and value.ndim == 0 and value.dtype.kind in "iuf")
     )
     if not known or isinstance(value, bool):
         raise TypeError(
@@ -113,6 +115,7 @@ def split_tau(
         except TypeError:
             pass  # Not of numbers, and refused below.
     if isinstance(tau, Tensor):
+        check_dense(function, name, tau)
         # A buffer made of an int is as good as the int; bool and complex numbers the op refuses.
         whole = not (tau.is_floating_point() or tau.is_complex() or tau.dtype == torch.bool)
         return 1.0, tau.double() if whole else tau
@@ -177,11 +180,16 @@ def check_local(function: str, name: str, value: object) -> None:
         raise TypeError(f"{function}: {name} must not be a DTensor, got one; see its full_tensor()")
 
 
+def check_dense(function: str, name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        kind = "a quantized tensor" if tensor.is_quantized else kind
+        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got {kind}")
+
+
 def check_supported(function: str, name: str, tensor: Tensor) -> None:
     """Layout and dtype of tensors that a function looks at before an op does."""
-    if tensor.layout != torch.strided or tensor.is_nested:
-        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
-        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got {kind}")
+    check_dense(function, name, tensor)
     if tensor.dtype not in SUPPORTED:
         raise TypeError(
             f"{function}: {name} must have dtype float16, bfloat16, float32 or float64, got "
@@ -197,8 +205,7 @@ def check_mask(function: str, mask: object, tensor: Tensor, name: str = "logits"
         raise TypeError(
             f"{function}: mask must have dtype bool (True = may be chosen), got {mask.dtype}"
         )
-    if mask.layout != torch.strided or mask.is_nested:
-        raise TypeError(f"{function}: mask must be a dense (strided) tensor")
+    check_dense(function, "mask", mask)
     check_broadcast(function, "mask", mask, tensor, name)
 
 

@@ -221,11 +221,11 @@ def relaxed_topk(
     if mask is not None:
         allowed = allowed & mask
     with ErrorsOf(name):
-        temperature = _temperature(name, tau, logits, dim, dtype)
         if k == 1:
             return gumbel_softmax(
                 logits, tau, hard, dim=dim, mask=allowed, generator=generator, rng_state=rng_state
             )
+        temperature = _temperature(name, tau, logits, dim, dtype)
         noise = gumbel_noise(
             logits.shape,
             dtype=dtype,
@@ -332,9 +332,9 @@ def _temperature(
         tensor = torch.full((), as_positive(name, "tau", number), dtype=dtype, device=logits.device)
     else:
         check_supported(name, "tau", tensor)
-        check_broadcast(name, "tau", tensor, logits.narrow(dim, 0, 1) if logits.dim() else logits)
+        check_broadcast(name, "tau", tensor, logits.narrow(dim, 0, 1))
         # The op looks at the values, where that does not mean to wait for a device.
-        none_of_them = logits.detach().narrow(dim, 0, 0) if logits.dim() else logits.detach()
+        none_of_them = logits.detach().narrow(dim, 0, 0)
         state = torch.zeros(2, dtype=torch.int64)
         _gumbel_softmax(none_of_them, 1.0, tensor.detach(), False, dim, None, False, None, state)
     return tensor.to(logits.device, dtype).clamp(min=torch.finfo(dtype).smallest_normal)

@@ -231,7 +231,8 @@ def of_no_use(argument):
         if argument in TEMPERATURES:
             yield from (torch.tensor(-1.0), torch.tensor(math.nan), torch.tensor(1j))
             yield from (torch.tensor(True), np.array("text"), np.array(1j), np.array(True))
-            yield torch.tensor(1.0).to(torch.float8_e4m3fn)
+            yield from (torch.tensor(1.0).to(dtype) for dtype in FLOAT8)
+            yield from others_than_dense()
     elif argument in TENSORS:
         yield from (None, 1.5, "text", [1.0], LOGITS.numpy())
         yield from others_than_dense()
