@@ -189,20 +189,23 @@ class GumbelSoftmax(_TemperedSampler):
     annealed one; a module that makes the temperature has its own entries instead.
 
     Args:
-        tau: the temperature, > 0 and finite. A number becomes the buffer ``tau``, float64 whatever
-            the dtype of the module: write it in place (``module.tau.fill_(0.5)``) to anneal. A
+        tau: the temperature, > 0 and finite. A number, or a tensor that broadcasts as that of
+            :func:`gumbel_ext.gumbel_softmax`, becomes the buffer ``tau``, float64 whatever the
+            dtype of the module: assign another (``module.tau = 0.5``) to anneal. A
             :class:`gumbel_ext.temperature.TemperatureSchedule` is read at every call; step it
             outside, and keep its own state in the checkpoint too, where it says how to go on. A
             module such as :class:`gumbel_ext.temperature.LearnableTemperature`, or any callable,
-            is called without arguments and returns a tensor. None of these is compiled anew when
-            the temperature changes.
+            is called without arguments and returns a tensor. Any of these may be assigned to
+            ``module.tau``, and none is compiled anew when the temperature changes.
         hard: whether samples are one-hot, with the straight-through gradient.
         dim: dimension of the classes.
         eval_mode: ``"argmax"``, ``"softmax"`` or ``"sample"``.
 
     Raises:
-        TypeError: ``tau`` is neither a number, a schedule nor callable, or ``dim`` is not an int.
-        ValueError: ``tau`` is not positive and finite, or ``eval_mode`` is none of the three.
+        TypeError: ``tau`` is neither a number, a tensor, a schedule nor callable, or ``dim`` is not
+            an int, or ``hard`` not a bool.
+        ValueError: ``tau`` is not positive and finite or requires a gradient, or ``eval_mode`` is
+            none of the three.
 
     Example:
         >>> gate = GumbelSoftmax(tau=0.7, hard=True)

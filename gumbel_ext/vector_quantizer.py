@@ -71,8 +71,8 @@ class GumbelVectorQuantizer(Tempered):
             outside; a module such as :class:`gumbel_ext.temperature.LearnableTemperature`, or any
             callable without arguments that returns a tensor. wav2vec 2.0's is
             ``ExponentialTemperature(rate=-math.log(0.999995), minimum=0.5, start=2.0)``. Not in the
-            ``state_dict`` unless it is a module. A number that changes is the attribute
-            ``temperature``.
+            ``state_dict`` unless it is a module. Any of these may be assigned to the attribute
+            ``temperature``, which holds a number as a float64 tensor.
         hard: whether training takes one row of each codebook; else means of rows.
 
     Raises:
