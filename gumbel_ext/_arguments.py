@@ -61,7 +61,7 @@ def as_int(
 
 
 def as_size(function: str, size: Any) -> tuple[int, ...]:
-    """A shape, of an int or ints."""
+    """A shape, of an int or ints; in a TorchScript trace they are tensors and become constants."""
     extents = size if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
     return tuple(as_int(function, "size", extent, 0, "an int or ints") for extent in extents)
 

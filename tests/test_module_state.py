@@ -9,6 +9,7 @@ import pytest
 import torch
 from oracle import rng_state
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gumbel_ext import gumbel_softmax
 from gumbel_ext.nn import (
@@ -343,7 +344,7 @@ def test_a_traced_module_follows_the_temperature(make, how, training):
     elif how == "jit":
         traced = torch.jit.trace(module, LOGITS, check_trace=False)
     else:
-        traced = torch.fx.experimental.proxy_tensor.make_fx(module)(LOGITS)
+        traced = make_fx(module)(LOGITS)
     weight = torch.linspace(1, 2, 15).view(3, 5).square()
 
     def gradient(function):
