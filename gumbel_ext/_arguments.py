@@ -238,18 +238,13 @@ def check_broadcast(
 def check_positive(function: str, name: str, tensor: Tensor) -> None:
     """Looks at the values where that neither waits for a device nor breaks a graph."""
     plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
-    if not plain or torch.compiler.is_compiling() or is_transformed():
+    if not plain or torch._C._are_functorch_transforms_active() or is_traced():
         return
     wrong = tensor.detach()[~((tensor > 0) & (tensor < torch.inf))]
     if wrong.numel():
         raise ValueError(
             f"{function}: {name} must be positive and finite, got {wrong.flatten()[0].item()}"
         )
-
-
-def is_transformed() -> bool:
-    """Whether a functorch transform or a tracer sees what is called."""
-    return bool(torch._C._are_functorch_transforms_active() or is_jit_tracing())
 
 
 class ErrorsOf:
