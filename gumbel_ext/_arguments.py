@@ -2,38 +2,152 @@
 
 from __future__ import annotations
 
+import math
 import numbers
+import operator
 import sys
+from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.fx import _symbolic_trace
 
 from gumbel_ext._checkpoint import check_not_recomputed
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+try:
+    from numpy import ndarray as _Array
+except ImportError:
+    _Array = ()  # type: ignore[assignment, misc]
 
-def split_tau(function: str, tau: Any, name: str = "tau") -> tuple[float, Tensor | None]:
+
+SUPPORTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def described(value: object) -> str:
+    """A value in an error, on one line whatever it is."""
+    if isinstance(value, Tensor):
+        return f"a tensor of dtype {value.dtype}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_bool(value: object) -> bool:
+    """Python's, NumPy's, or a tensor of them, which have an index and are no integers."""
+    if isinstance(value, Tensor):
+        return value.dtype == torch.bool
+    return type(value).__name__ in ("bool", "bool_")
+
+
+def as_int(
+    function: str, name: str, value: Any, least: int | None = None, wanted: str = "an int"
+) -> int:
+    """``value`` as :func:`operator.index` has it: all that PyTorch takes for a size or ``dim``."""
+    if type(value) is not int and not isinstance(value, torch.SymInt):
+        number = value
+        try:
+            value = None if _is_bool(number) else operator.index(number)
+        except TypeError:
+            value = None
+        if value is None:
+            raise TypeError(f"{function}: {name} must be {wanted}, got {described(number)}")
+    if least is not None and value < least:
+        raise ValueError(f"{function}: {name} must be at least {least}, got {value}")
+    return value  # type: ignore[no-any-return]
+
+
+def as_size(function: str, size: Any) -> tuple[int, ...]:
+    """A shape, of an int or ints; in a TorchScript trace they are tensors and become constants."""
+    extents = size if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
+    return tuple(as_int(function, "size", extent, 0, "an int or ints") for extent in extents)
+
+
+def as_bool(function: str, name: str, value: Any) -> bool:
+    """``value``, a bool of Python or NumPy, a tensor of one, 0 or 1."""
+    if type(value) is bool:
+        return value
+    if isinstance(value, torch.SymBool) or (_is_bool(value) and value.ndim == 0):
+        return bool(value)
+    if isinstance(value, numbers.Integral) and value in (0, 1):
+        return bool(value)
+    raise TypeError(f"{function}: {name} must be a bool, got {described(value)}")
+
+
+def as_number(function: str, name: str, value: Any, wanted: str = "a number") -> float:
+    """``value`` as a float, infinite where no float is as large."""
+    if type(value) is float:
+        return value
+    known = (
+        type(value) is int  # of which numbers.Real takes a while to be told
+        or isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt))
+        or (isinstance(value, _Array) and value.ndim == 0 and value.dtype.kind in "iuf")
+    )
+    if not known or isinstance(value, bool):
+        raise TypeError(
+            f"{function}: {name} must be {wanted}, got {described(value)} of type "
+            f"{type(value).__name__}"
+        )
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def as_positive(function: str, name: str, value: Any, wanted: str = "a number") -> float:
+    """``value`` as a float that is a temperature, a gap or the like."""
+    number = as_number(function, name, value, wanted)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{function}: {name} must be positive and finite, got {number}")
+    return number
+
+
+def split_tau(
+    function: str, tau: Any, name: str = "tau", wanted: str = "a number or a tensor"
+) -> tuple[float, Tensor | None]:
     """Splits a temperature into the op's number and tensor; one of them is not used."""
+    if isinstance(tau, _Array):
+        try:  # noqa: SIM105 (nothing that Dynamo has to look into)
+            tau = torch.as_tensor(tau)
+        except TypeError:
+            pass  # Not of numbers, and refused below.
     if isinstance(tau, Tensor):
+        check_dense(function, name, tau)
         # A buffer made of an int is as good as the int; bool and complex numbers the op refuses.
         whole = not (tau.is_floating_point() or tau.is_complex() or tau.dtype == torch.bool)
         return 1.0, tau.double() if whole else tau
-    if isinstance(tau, bool) or not isinstance(tau, (int, float, torch.SymFloat, torch.SymInt)):
-        if isinstance(tau, bool) or not isinstance(tau, numbers.Real):
-            raise TypeError(
-                f"{function}: {name} must be a number or a tensor, got {tau!r} of type "
-                f"{type(tau).__name__}"
-            )
-        tau = float(tau)  # a float32 of NumPy, for one
-    if torch.compiler.is_compiling():
+    if (
+        torch.compiler.is_compiling()
+        and isinstance(tau, (int, float, torch.SymFloat, torch.SymInt))
+        and not isinstance(tau, bool)
+    ):
         # As an argument of the op, or of torch.full, a number would become a constant of the graph,
         # and an annealed one would compile it anew at every step. A product keeps it an input.
         # On the CPU whatever the default device: there it goes with logits of every device.
-        return 1.0, torch.ones((), dtype=torch.float64, device="cpu") * tau
-    return float(tau), None
+        return 1.0, torch.ones((), dtype=torch.float64, device="cpu") * tau  # type: ignore[operator, return-value]
+    return as_number(function, name, tau, wanted), None
+
+
+# The second is its name in earlier versions of torch.
+_is_fx_tracing: Callable[[], bool] = (
+    getattr(_symbolic_trace, "is_fx_symbolic_tracing", None) or _symbolic_trace.is_fx_tracing
+)
+
+
+def is_jit_tracing() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def is_traced() -> bool:
+    """Whether what is computed is recorded, to be computed again with other values in tensors."""
+    if torch.compiler.is_compiling() or is_jit_tracing() or _is_fx_tracing():
+        return True
+    mode, keys = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey
+    # A fake mode takes no tensor that is not an input.
+    return mode(keys.PROXY) is not None and mode(keys.FAKE) is None
 
 
 def state_beside(rng_state: Tensor | None, device: torch.device) -> Tensor | None:
@@ -54,18 +168,28 @@ def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
 def check_tensor(function: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
+    # Others that are nested the op refuses.
+    if type(value) is not Tensor and value.is_nested:
+        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got a nested tensor")
 
 
-SUPPORTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+def check_local(function: str, name: str, value: object) -> None:
+    """For functions that are not defined on a DTensor."""
+    check_tensor(function, name, value)
+    if type(value) is not Tensor and is_dtensor(value):
+        raise TypeError(f"{function}: {name} must not be a DTensor, got one; see its full_tensor()")
+
+
+def check_dense(function: str, name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        kind = "a quantized tensor" if tensor.is_quantized else kind
+        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got {kind}")
 
 
 def check_supported(function: str, name: str, tensor: Tensor) -> None:
-    """Layout and dtype of tensors that operators compute with."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
-        kind = (
-            "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else tensor.layout
-        )
-        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got layout {kind}")
+    """Layout and dtype of tensors that a function looks at before an op does."""
+    check_dense(function, name, tensor)
     if tensor.dtype not in SUPPORTED:
         raise TypeError(
             f"{function}: {name} must have dtype float16, bfloat16, float32 or float64, got "
@@ -81,24 +205,13 @@ def check_mask(function: str, mask: object, tensor: Tensor, name: str = "logits"
         raise TypeError(
             f"{function}: mask must have dtype bool (True = may be chosen), got {mask.dtype}"
         )
+    check_dense(function, "mask", mask)
     check_broadcast(function, "mask", mask, tensor, name)
-
-
-def check_local(function: str, name: str, value: object) -> None:
-    """For functions that are not defined on a DTensor."""
-    check_tensor(function, name, value)
-    if type(value) is not Tensor and is_dtensor(value):
-        raise TypeError(f"{function}: {name} must not be a DTensor, got one; see its full_tensor()")
-
-
-def check_dim(function: str, dim: object) -> None:
-    if not isinstance(dim, (int, torch.SymInt)):
-        raise TypeError(f"{function}: dim must be an int, got {dim!r}")
 
 
 def wrapped_dim(function: str, dim: int, logits: Tensor) -> int:
     """``dim`` counted from the front; logits without dimensions have one."""
-    check_dim(function, dim)
+    dim = as_int(function, "dim", dim)
     dims = max(logits.dim(), 1)
     if not -dims <= dim < dims:
         raise IndexError(
@@ -106,13 +219,6 @@ def wrapped_dim(function: str, dim: int, logits: Tensor) -> int:
             f"{logits.dim()} dimensions, got {dim}"
         )
     return dim % dims
-
-
-def check_count(function: str, name: str, count: object, least: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, (int, torch.SymInt)):
-        raise TypeError(f"{function}: {name} must be an int, got {count!r}")
-    if count < least:
-        raise ValueError(f"{function}: {name} must be at least {least}, got {count}")
 
 
 def check_broadcast(
@@ -132,8 +238,7 @@ def check_broadcast(
 def check_positive(function: str, name: str, tensor: Tensor) -> None:
     """Looks at the values where that neither waits for a device nor breaks a graph."""
     plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
-    transformed = torch._C._are_functorch_transforms_active()
-    if not plain or transformed or torch.compiler.is_compiling() or is_traced():
+    if not plain or torch._C._are_functorch_transforms_active() or is_traced():
         return
     wrong = tensor.detach()[~((tensor > 0) & (tensor < torch.inf))]
     if wrong.numel():
@@ -142,9 +247,56 @@ def check_positive(function: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def is_traced() -> bool:
-    """Whether ``torch.jit.trace`` records what is called."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+class ErrorsOf:
+    """What functions and ops called inside say of their arguments is said of this function."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind in (TypeError, ValueError, IndexError):
+            function, colon, message = str(error).partition(": ")
+            if colon and function.isidentifier():
+                raise kind(f"{self.function}: {message}") from None
+
+
+def check_device(function: str, device: object) -> None:
+    """What the schema of torch.empty would reject in words that do not name the argument."""
+    if device is None or isinstance(device, torch.device):
+        return
+    if isinstance(device, bool) or not isinstance(device, (str, int)):
+        raise TypeError(f"{function}: device must be a device, got {described(device)}")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"{function}: device must be a device, got {device!r}") from None
+
+
+def empty(
+    function: str, dtype: torch.dtype | None, device: torch.device | str | int | None
+) -> Tensor:
+    """A tensor without elements, for ops that have no input but constants.
+
+    TorchScript evaluates an op once and for all if its inputs are constants, unless it knows it for
+    a random one; only torch's own are known to it. The one here draws nothing.
+    """
+    if dtype is not None and dtype not in SUPPORTED:
+        raise TypeError(
+            f"{function}: dtype must be float16, bfloat16, float32 or float64, got "
+            f"{described(dtype)}"
+        )
+    check_device(function, device)
+    if is_jit_tracing():
+        return torch.rand(0, dtype=dtype, device=device)
+    return torch.empty(0, dtype=dtype, device=device)
 
 
 def check_optional(
@@ -181,13 +333,11 @@ def check_optional(
 def checked_state(
     function: str,
     logits: Tensor,
-    dim: int,
     mask: Tensor | None,
     generator: torch.Generator | None,
     rng_state: Tensor | None,
 ) -> Tensor | None:
     """Checks what all samplers of a row have in common; returns the state as the op reads it."""
     check_local(function, "logits", logits)
-    check_dim(function, dim)
     check_optional(function, mask, generator, rng_state, logits.device)
     return state_beside(rng_state, logits.device)

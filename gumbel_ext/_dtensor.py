@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from gumbel_ext._arguments import check_dim, check_optional
+from gumbel_ext._arguments import check_optional
 from gumbel_ext._sharded_rows import ClassShard
 from gumbel_ext.distributed import (
     _argmax_of_part,
@@ -158,7 +158,6 @@ def softmax_of_dtensor(
 ) -> tuple[DTensor, DTensor | None]:
     """``y`` placed as ``logits`` are; the index, replicated where ``dim`` was split."""
     name = "gumbel_softmax"
-    check_dim(name, dim)
     check_optional(name, mask, generator, rng_state, logits.device)
     logits, dim, mask, part, classes = _prepared(name, logits, dim, mask)
     if tau_tensor is not None:
@@ -201,7 +200,6 @@ def argmax_of_dtensor(
 ) -> DTensor:
     """The index, replicated where ``dim`` was split."""
     name = "gumbel_argmax"
-    check_dim(name, dim)
     check_optional(name, mask, generator, rng_state, logits.device)
     logits, dim, mask, part, classes = _prepared(name, logits, dim, mask)
     state = _state_of(name, logits, generator, rng_state)

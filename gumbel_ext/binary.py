@@ -19,11 +19,15 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch_binary as _functorch_binary  # registers torch.vmap's rules
 from gumbel_ext._arguments import (
+    as_bool,
+    as_positive,
+    as_size,
     check_broadcast,
     check_local,
     check_optional,
     check_positive,
-    is_traced,
+    check_supported,
+    empty,
     split_tau,
     state_beside,
 )
@@ -32,8 +36,6 @@ from gumbel_ext._random_ops import keep_equal_calls_apart
 __all__ = ["binary_concrete", "binary_concrete_log_prob", "logistic_noise"]
 
 Number: TypeAlias = float | int
-
-_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 keep_equal_calls_apart()
 
@@ -93,7 +95,7 @@ def binary_concrete(
         >>> bool(((gates == 0) | (gates == 1)).all())
         True
     """
-    if has_torch_function((logits,)):
+    if has_torch_function((logits, tau, rng_state)):
         overridden: Tensor = handle_torch_function(
             binary_concrete,
             (logits, tau, rng_state),
@@ -105,6 +107,7 @@ def binary_concrete(
         )
         return overridden
     check_local("binary_concrete", "logits", logits)
+    hard = as_bool("binary_concrete", "hard", hard)
     check_optional("binary_concrete", None, generator, rng_state, logits.device)
     rng_state = state_beside(rng_state, logits.device)
     tau_number, tau_tensor = split_tau("binary_concrete", tau)
@@ -164,20 +167,13 @@ def logit_binary_concrete(
     check_local(name, "logits", logits)
     check_optional(name, None, generator, rng_state, logits.device)
     tau_number, tau_tensor = split_tau(name, tau)
-    if logits.dtype not in _FLOAT_DTYPES:
-        raise TypeError(
-            f"{name}: logits must have dtype float16, bfloat16, float32 or float64, got "
-            f"{logits.dtype}"
-        )
+    check_supported(name, "logits", logits)
     computed = torch.promote_types(logits.dtype, torch.float32)
     t = _temperature(name, tau_number, tau_tensor, computed, logits.device)
     check_broadcast(name, "tau", t, logits)
     wide = logits.to(computed)
-    # A trace in TorchScript has tensors in the place of sizes.
-    shape = [int(extent) for extent in logits.shape] if is_traced() else logits.shape
-    noise = _logistic_noise(wide.detach(), shape, generator, state_beside(rng_state, wide.device))[
-        0
-    ]
+    rng_state = state_beside(rng_state, wide.device)
+    noise = _logistic_noise(wide.detach(), as_size(name, logits.shape), generator, rng_state)[0]
     # The log-odds of what is certain are a constant: their derivative in tau would be infinite.
     certain = logits.isinf()
     x = (wide.masked_fill(certain, 0.0) + noise) / t
@@ -219,13 +215,20 @@ def logistic_noise(
             ``generator`` and ``rng_state`` are given.
         RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
     """
-    shape = tuple(size) if isinstance(size, Sequence) else (size,)
-    for extent in shape:
-        if not isinstance(extent, (int, torch.SymInt)):
-            raise TypeError(f"logistic_noise: size must be an int or ints, got {size!r}")
-        if extent < 0:
-            raise ValueError(f"logistic_noise: size must not be negative, got {size}")
-    like = torch.empty(0, dtype=dtype, device=device)
+    if rng_state is not None and has_torch_function((rng_state,)):
+        overridden: Tensor = handle_torch_function(
+            logistic_noise,
+            (rng_state,),
+            size,
+            dtype=dtype,
+            # A mode that sets the default device is left by then.
+            device=torch.get_default_device() if device is None else device,
+            generator=generator,
+            rng_state=rng_state,
+        )
+        return overridden
+    shape = as_size("logistic_noise", size)
+    like = empty("logistic_noise", dtype, device)
     check_optional("logistic_noise", None, generator, rng_state, like.device)
     rng_state = state_beside(rng_state, like.device)
     noise: Tensor = _logistic_noise(like, shape, generator, rng_state)[0]
@@ -289,11 +292,8 @@ def binary_concrete_log_prob(
     name = "binary_concrete_log_prob"
     for argument, tensor in (("value", value), ("logits", logits)):
         check_local(name, argument, tensor)
-        if tensor.dtype not in _FLOAT_DTYPES:
-            raise TypeError(
-                f"{name}: {argument} must have dtype float16, bfloat16, float32 or float64, got "
-                f"{tensor.dtype}"
-            )
+        check_supported(name, argument, tensor)
+    logit_space = as_bool(name, "logit_space", logit_space)
     tau_number, tau_tensor = split_tau(name, tau)
     dtype = torch.promote_types(value.dtype, logits.dtype)
     computed = torch.promote_types(dtype, torch.float32)
@@ -314,14 +314,8 @@ def _temperature(
     One number stays on the CPU, where operations on every device read it without a copy.
     """
     if tau_tensor is None:
-        if not (math.isfinite(tau) and tau > 0):
-            raise ValueError(f"{function}: tau must be positive and finite, got {tau}")
-        return torch.full((), tau, dtype=dtype, device="cpu")
-    if tau_tensor.dtype not in _FLOAT_DTYPES:
-        raise TypeError(
-            f"{function}: a tau tensor must have dtype float16, bfloat16, float32 or float64, got "
-            f"{tau_tensor.dtype}"
-        )
+        return torch.full((), as_positive(function, "tau", tau), dtype=dtype, device="cpu")
+    check_supported(function, "tau", tau_tensor)
     check_positive(function, "tau", tau_tensor)
     one_number = tau_tensor.dim() == 0 and tau_tensor.is_cpu
     t = tau_tensor.to("cpu" if one_number else device, dtype)

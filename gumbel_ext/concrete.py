@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
-from gumbel_ext._arguments import check_dim, check_local, checked_state, split_tau
+from gumbel_ext._arguments import (
+    as_bool,
+    as_int,
+    check_local,
+    check_supported,
+    checked_state,
+    split_tau,
+)
 from gumbel_ext._random_ops import keep_equal_calls_apart
 
 __all__ = ["concrete_log_prob", "gumbel_log_softmax"]
@@ -86,7 +93,8 @@ def gumbel_log_softmax(
             rng_state=rng_state,
         )
         return overridden
-    rng_state = checked_state("gumbel_log_softmax", logits, dim, mask, generator, rng_state)
+    dim = as_int("gumbel_log_softmax", "dim", dim)
+    rng_state = checked_state("gumbel_log_softmax", logits, mask, generator, rng_state)
     tau_number, tau_tensor = split_tau("gumbel_log_softmax", tau)
     log_y: Tensor = _gumbel_log_softmax(
         logits, tau_number, tau_tensor, dim, mask, generator, rng_state
@@ -165,14 +173,14 @@ def concrete_log_prob(
             log_space=log_space,
         )
         return overridden
-    check_local("concrete_log_prob", "value", value)
-    check_local("concrete_log_prob", "logits", logits)
-    check_dim("concrete_log_prob", dim)
-    if value.dtype != logits.dtype and value.is_floating_point() and logits.is_floating_point():
+    for name, tensor in (("value", value), ("logits", logits)):
+        check_local("concrete_log_prob", name, tensor)
+        check_supported("concrete_log_prob", name, tensor)
+    dim = as_int("concrete_log_prob", "dim", dim)
+    log_space = as_bool("concrete_log_prob", "log_space", log_space)
+    if value.dtype != logits.dtype:
         dtype = torch.promote_types(value.dtype, logits.dtype)
         value, logits = value.to(dtype), logits.to(dtype)
     tau_number, tau_tensor = split_tau("concrete_log_prob", tau)
-    density: Tensor = _concrete_log_prob(
-        value, logits, tau_number, tau_tensor, dim, bool(log_space)
-    )
+    density: Tensor = _concrete_log_prob(value, logits, tau_number, tau_tensor, dim, log_space)
     return density

@@ -9,11 +9,20 @@ from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function
 
 # registers torch.vmap's rules
 from gumbel_ext import _functorch_deterministic as _functorch_deterministic
-from gumbel_ext._arguments import check_dim, check_local, check_optional, split_tau
+from gumbel_ext._arguments import (
+    ErrorsOf,
+    as_bool,
+    as_int,
+    check_local,
+    check_optional,
+    check_supported,
+    split_tau,
+    wrapped_dim,
+)
 
 __all__ = ["soft_argmax", "soft_argmax_2d", "straight_through_softmax"]
 
@@ -97,7 +106,7 @@ def straight_through_softmax(
         >>> straight_through_softmax(torch.tensor([0.1, 2.0, -1.0]))
         tensor([0., 1., 0.])
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, tau, mask)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             straight_through_softmax,
             (logits, tau, mask),
@@ -108,10 +117,11 @@ def straight_through_softmax(
             return_index=return_index,
         )
         return overridden
-    check_local("straight_through_softmax", "logits", logits)
-    check_dim("straight_through_softmax", dim)
-    check_optional("straight_through_softmax", mask, None, None, logits.device)
-    tau_number, tau_tensor = split_tau("straight_through_softmax", tau)
+    name = "straight_through_softmax"
+    check_local(name, "logits", logits)
+    dim, return_index = as_int(name, "dim", dim), as_bool(name, "return_index", return_index)
+    check_optional(name, mask, None, None, logits.device)
+    tau_number, tau_tensor = split_tau(name, tau)
     y, index = _straight_through_softmax(logits, tau_number, tau_tensor, dim, mask, return_index)
     return (y, index) if return_index else y
 
@@ -158,7 +168,7 @@ def soft_argmax(
         >>> soft_argmax(torch.tensor([0.0, 9.0, 9.0, 0.0]))
         tensor(1.5000)
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, beta, positions)):
         overridden: Tensor = handle_torch_function(
             soft_argmax,
             (logits, beta, positions),
@@ -170,19 +180,18 @@ def soft_argmax(
         )
         return overridden
     check_local("soft_argmax", "logits", logits)
-    check_dim("soft_argmax", dim)
+    check_supported("soft_argmax", "logits", logits)
+    dim, keepdim = (
+        wrapped_dim("soft_argmax", dim, logits),
+        as_bool("soft_argmax", "keepdim", keepdim),
+    )
     beta_number, beta_tensor = split_tau("soft_argmax", beta, "beta")
-    dims = max(logits.dim(), 1)
-    if not -dims <= dim < dims:
-        raise IndexError(
-            f"soft_argmax: dim must be between {-dims} and {dims - 1} for logits of "
-            f"{logits.dim()} dimensions, got {dim}"
-        )
     classes = logits.shape[dim] if logits.dim() > 0 else 1
     if positions is None:
         positions = _coordinates(classes, logits)
     else:
         check_local("soft_argmax", "positions", positions)
+        check_supported("soft_argmax", "positions", positions)
         if positions.dim() != 1 or positions.shape[0] != classes:
             raise ValueError(
                 f"soft_argmax: positions must be of shape [{classes}], got {list(positions.shape)}"
@@ -224,12 +233,14 @@ def soft_argmax_2d(maps: Tensor, beta: Number | Tensor = 1, *, normalized: bool 
         >>> soft_argmax_2d(maps, normalized=False)
         tensor([[4., 1.]])
     """
-    if has_torch_function_unary(maps):
+    if has_torch_function((maps, beta)):
         overridden: Tensor = handle_torch_function(
             soft_argmax_2d, (maps, beta), maps, beta, normalized=normalized
         )
         return overridden
     check_local("soft_argmax_2d", "maps", maps)
+    check_supported("soft_argmax_2d", "maps", maps)
+    normalized = as_bool("soft_argmax_2d", "normalized", normalized)
     if maps.dim() < 2:
         raise ValueError(
             "soft_argmax_2d: maps must have at least two dimensions, [..., height, width], got "
@@ -250,7 +261,10 @@ def soft_argmax_2d(maps: Tensor, beta: Number | Tensor = 1, *, normalized: bool 
     positions = torch.stack(
         [x.expand(height, width).flatten(), y.unsqueeze(1).expand(height, width).flatten()]
     )
-    expected: Tensor = _soft_argmax(maps.flatten(-2), beta_number, beta_tensor, -1, positions)[0]
+    with ErrorsOf("soft_argmax_2d"):
+        expected: Tensor = _soft_argmax(maps.flatten(-2), beta_number, beta_tensor, -1, positions)[
+            0
+        ]
     return expected
 
 

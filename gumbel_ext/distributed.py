@@ -21,7 +21,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gumbel_ext._arguments import check_dim, check_optional, check_tensor, split_tau
+from gumbel_ext._arguments import (
+    ErrorsOf,
+    as_bool,
+    as_int,
+    as_size,
+    check_optional,
+    check_supported,
+    check_tensor,
+    described,
+    empty,
+    split_tau,
+)
 from gumbel_ext._positions import row_major_strides
 from gumbel_ext._sharded_rows import ClassShard, sharded_argmax, sharded_softmax
 from gumbel_ext.functional import draw_rng_state
@@ -65,6 +76,7 @@ class _Part:
 
 
 def _wrap(function: str, dim: int, dims: int) -> int:
+    dim = as_int(function, "dim", dim)
     if not -dims <= dim < dims:
         raise IndexError(f"{function}: dim must be between {-dims} and {dims - 1}, got {dim}")
     return dim % dims
@@ -76,9 +88,9 @@ def _place(
     """The place of a local tensor, and that of its classes if ``dim`` is split."""
     shape, offsets = list(local), [0] * len(local)
     classes = None
-    for shard in (shards,) if isinstance(shards, Shard) else shards:
+    for shard in shards if isinstance(shards, Sequence) else (shards,):
         if not isinstance(shard, Shard):
-            raise TypeError(f"{function}: shards must be Shards, got {shard!r}")
+            raise TypeError(f"{function}: shards must be Shards, got {described(shard)}")
         d = _wrap(f"{function}: shards", shard.dim, len(local))
         if shape[d] != local[d] or offsets[d]:
             raise ValueError(f"{function}: shards must name a dimension once, got {d} twice")
@@ -86,8 +98,9 @@ def _place(
         ranks, rank = 1, 0
         if needs_group:
             ranks, rank = dist.get_world_size(shard.group), dist.get_rank(shard.group)
-        size = local[d] * ranks if shard.size is None else shard.size
-        offset = local[d] * rank if shard.offset is None else shard.offset
+        size, offset = shard.size, shard.offset
+        size = local[d] * ranks if size is None else as_int(function, "shards: size", size)
+        offset = local[d] * rank if offset is None else as_int(function, "shards: offset", offset)
         if not 0 <= offset <= size - local[d]:
             raise ValueError(
                 f"{function}: a shard must lie within its dimension, got offset {offset} and "
@@ -158,15 +171,17 @@ def gumbel_softmax(
     """
     name = "distributed.gumbel_softmax"
     check_tensor(name, "logits", logits)
-    check_dim(name, dim)
+    check_supported(name, "logits", logits)
     check_optional(name, mask, generator, rng_state, logits.device)
     dim = _wrap(name, dim, logits.dim())
     part, classes = _place(name, logits.shape, shards, dim)
     number, tensor = split_tau(name, tau)
+    hard, return_index = as_bool(name, "hard", hard), as_bool(name, "return_index", return_index)
     state = _state_of_call(name, logits.device, generator, rng_state)
-    y, index = _softmax_of_part(
-        logits, number, tensor, hard, dim, mask, return_index, state, part, classes
-    )
+    with ErrorsOf(name):
+        y, index = _softmax_of_part(
+            logits, number, tensor, hard, dim, mask, return_index, state, part, classes
+        )
     return (y, index) if return_index else y
 
 
@@ -212,12 +227,13 @@ def gumbel_argmax(
     """
     name = "distributed.gumbel_argmax"
     check_tensor(name, "logits", logits)
-    check_dim(name, dim)
+    check_supported(name, "logits", logits)
     check_optional(name, mask, generator, rng_state, logits.device)
-    dim = _wrap(name, dim, logits.dim())
+    dim, keepdim = _wrap(name, dim, logits.dim()), as_bool(name, "keepdim", keepdim)
     part, classes = _place(name, logits.shape, shards, dim)
     state = _state_of_call(name, logits.device, generator, rng_state)
-    index = _argmax_of_part(logits, dim, mask, state, part, classes)
+    with ErrorsOf(name):
+        index = _argmax_of_part(logits, dim, mask, state, part, classes)
     return index.unsqueeze(dim) if keepdim else index
 
 
@@ -259,9 +275,11 @@ def gumbel_noise(
         A contiguous tensor of shape ``size``.
     """
     name = "distributed.gumbel_noise"
-    part, _ = _place(name, size, shards, None)
-    like = torch.empty(0, dtype=dtype, device=device)
+    shape = as_size(name, size)
+    part, _ = _place(name, shape, shards, None)
+    like = empty(name, dtype, device)
     check_optional(name, None, generator, rng_state, like.device)
     state = _state_of_call(name, like.device, generator, rng_state)
-    noise: Tensor = _ops.gumbel_noise(like, size, None, state, part.positions())
+    with ErrorsOf(name):
+        noise: Tensor = _ops.gumbel_noise(like, shape, None, state, part.positions())
     return noise

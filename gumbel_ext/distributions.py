@@ -26,7 +26,6 @@ Sources: E. Jang, S. Gu, B. Poole, "Categorical reparameterization with Gumbel-s
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
@@ -53,7 +52,13 @@ from torch.distributions.transforms import (
 from torch.distributions.utils import lazy_property
 from torch.nn.functional import logsigmoid
 
-from gumbel_ext._arguments import check_mask, check_supported
+from gumbel_ext._arguments import (
+    as_number,
+    as_positive,
+    check_mask,
+    check_supported,
+    check_tensor,
+)
 from gumbel_ext._pyro import PyroDistribution
 from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logit_binary_concrete
 from gumbel_ext.concrete import concrete_log_prob, gumbel_log_softmax
@@ -166,18 +171,19 @@ class _Relaxed(PyroDistribution):
 
     def _checked_parameter(self, value: Any, temperature: Any) -> Tensor:
         name = type(self).__name__
-        if isinstance(value, numbers.Real) and not self._event_dim:
+        if not self._event_dim and not isinstance(value, Tensor):
             device = temperature.device if isinstance(temperature, Tensor) else None
-            return torch.as_tensor(float(value), device=device)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: {self._given} must be a tensor, got {type(value).__name__}")
+            number = as_number(name, self._given, value, "a number or a tensor")
+            return torch.as_tensor(number, device=device)
+        check_tensor(name, self._given, value)
         check_supported(name, self._given, value)
         if self._event_dim and (value.dim() == 0 or value.shape[-1] == 0):
             raise ValueError(
                 f"{name}: {self._given} must have at least one class in the last dimension, got "
                 f"shape {tuple(value.shape)}"
             )
-        return value
+        tensor: Tensor = value
+        return tensor
 
     def _check_value(self, value: Tensor) -> None:
         """Whether :meth:`log_prob` can take ``value``."""
@@ -204,14 +210,7 @@ class _Relaxed(PyroDistribution):
             return temperature
         if isinstance(temperature, (torch.SymFloat, torch.SymInt)):
             return temperature
-        if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
-            raise TypeError(
-                f"{name}: temperature must be a number or a tensor, got "
-                f"{type(temperature).__name__}"
-            )
-        if not 0 < float(temperature) < math.inf:
-            raise ValueError(f"{name}: temperature must be positive and finite, got {temperature}")
-        return temperature
+        return as_positive(name, "temperature", temperature, "a number or a tensor")
 
     def _of_probs(self, probs: Tensor) -> tuple[Tensor, Tensor]:
         """``(probs, logits)``, normalised."""

@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 # registers torch.vmap's rules
 from gumbel_ext import _functorch_embedding as _functorch_embedding
-from gumbel_ext._arguments import check_local, checked_state, split_tau
+from gumbel_ext._arguments import as_bool, as_int, check_local, checked_state, split_tau
 
 __all__ = ["gumbel_embedding"]
 
@@ -140,7 +140,7 @@ def gumbel_embedding(
         >>> gumbel_embedding(images, codebook.view(2, 160, 128), dim=1).shape
         torch.Size([2, 256, 7, 7])
     """
-    if has_torch_function((logits, weight)):
+    if has_torch_function((logits, weight, tau, mask, rng_state)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             gumbel_embedding,
             (logits, weight, tau, mask, rng_state),
@@ -155,7 +155,9 @@ def gumbel_embedding(
             rng_state=rng_state,
         )
         return overridden
-    rng_state = checked_state("gumbel_embedding", logits, dim, mask, generator, rng_state)
+    dim, hard = as_int("gumbel_embedding", "dim", dim), as_bool("gumbel_embedding", "hard", hard)
+    return_index = as_bool("gumbel_embedding", "return_index", return_index)
+    rng_state = checked_state("gumbel_embedding", logits, mask, generator, rng_state)
     check_local("gumbel_embedding", "weight", weight)
     tau_number, tau_tensor = split_tau("gumbel_embedding", tau)
     out, index, _ = _gumbel_embedding(

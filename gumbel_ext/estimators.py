@@ -17,10 +17,10 @@ from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch_estimators as _functorch_estimators  # torch.vmap's rules
-from gumbel_ext._arguments import check_count, checked_state, split_tau
+from gumbel_ext._arguments import as_bool, as_int, as_number, checked_state, split_tau
 from gumbel_ext._random_ops import keep_equal_calls_apart
 
 __all__ = ["gapped_straight_through", "gumbel_rao", "reinmax", "zgr"]
@@ -147,7 +147,7 @@ def gumbel_rao(
         >>> y = gumbel_rao(logits, tau=0.5, k=100)
         >>> (y * torch.randn(20, 10)).sum().backward()
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, tau, mask, rng_state)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             gumbel_rao,
             (logits, tau, mask, rng_state),
@@ -161,9 +161,13 @@ def gumbel_rao(
             rng_state=rng_state,
         )
         return overridden
-    check_count("gumbel_rao", "k", k, 1)
+    k = as_int("gumbel_rao", "k", k, 1)
     tau_number, tau_tensor = split_tau("gumbel_rao", tau)
-    rng_state = checked_state("gumbel_rao", logits, dim, mask, generator, rng_state)
+    dim, return_index = (
+        as_int("gumbel_rao", "dim", dim),
+        as_bool("gumbel_rao", "return_index", return_index),
+    )
+    rng_state = checked_state("gumbel_rao", logits, mask, generator, rng_state)
     y: Tensor
     index: Tensor
     y, index = _gumbel_rao(
@@ -257,7 +261,7 @@ def zgr(
         >>> logits = torch.randn(20, 10, requires_grad=True)
         >>> (zgr(logits) * torch.randn(20, 10)).sum().backward()
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, mask, rng_state)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             zgr,
             (logits, mask, rng_state),
@@ -269,7 +273,8 @@ def zgr(
             rng_state=rng_state,
         )
         return overridden
-    rng_state = checked_state("zgr", logits, dim, mask, generator, rng_state)
+    dim, return_index = as_int("zgr", "dim", dim), as_bool("zgr", "return_index", return_index)
+    rng_state = checked_state("zgr", logits, mask, generator, rng_state)
     y: Tensor
     index: Tensor
     y, index = _zgr(logits, dim, mask, return_index, generator, rng_state)
@@ -370,7 +375,7 @@ def reinmax(
         >>> logits = torch.randn(20, 10, requires_grad=True)
         >>> (reinmax(logits, tau=1.1) * torch.randn(20, 10)).sum().backward()
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, tau, mask, rng_state)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             reinmax,
             (logits, tau, mask, rng_state),
@@ -384,7 +389,11 @@ def reinmax(
         )
         return overridden
     tau_number, tau_tensor = split_tau("reinmax", tau)
-    rng_state = checked_state("reinmax", logits, dim, mask, generator, rng_state)
+    dim, return_index = (
+        as_int("reinmax", "dim", dim),
+        as_bool("reinmax", "return_index", return_index),
+    )
+    rng_state = checked_state("reinmax", logits, mask, generator, rng_state)
     y: Tensor
     index: Tensor
     y, index = _reinmax(
@@ -492,7 +501,7 @@ def gapped_straight_through(
         >>> logits = torch.randn(20, 10, requires_grad=True)
         >>> (gapped_straight_through(logits, gap=None) * torch.randn(20, 10)).sum().backward()
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, tau, mask, rng_state)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             gapped_straight_through,
             (logits, tau, mask, rng_state),
@@ -508,10 +517,12 @@ def gapped_straight_through(
         return overridden
     tau_number, tau_tensor = split_tau("gapped_straight_through", tau)
     if gap is not None:
-        if isinstance(gap, bool) or not isinstance(gap, (int, float)):
-            raise TypeError(f"gapped_straight_through: gap must be a number or None, got {gap!r}")
-        gap = float(gap)
-    rng_state = checked_state("gapped_straight_through", logits, dim, mask, generator, rng_state)
+        gap = as_number("gapped_straight_through", "gap", gap, "a number or None")
+    dim, return_index = (
+        as_int("gapped_straight_through", "dim", dim),
+        as_bool("gapped_straight_through", "return_index", return_index),
+    )
+    rng_state = checked_state("gapped_straight_through", logits, mask, generator, rng_state)
     y: Tensor
     index: Tensor
     y, index = _gapped_straight_through(

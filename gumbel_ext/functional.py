@@ -15,15 +15,18 @@ from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
 from gumbel_ext._arguments import (
-    check_broadcast,
-    check_count,
-    check_dim,
+    as_bool,
+    as_int,
+    as_size,
+    check_mask,
     check_optional,
+    check_supported,
     check_tensor,
+    empty,
     is_dtensor,
     split_tau,
     state_beside,
@@ -34,8 +37,6 @@ from gumbel_ext._random_ops import keep_equal_calls_apart
 __all__ = ["draw_rng_state", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
 Number: TypeAlias = float | int
-
-_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 keep_equal_calls_apart()
 
@@ -160,7 +161,7 @@ def gumbel_softmax(
         >>> bool((y.argmax(-1) == index).all())
         True
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, tau, mask, rng_state)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             gumbel_softmax,
             (logits, tau, mask, rng_state),
@@ -175,6 +176,8 @@ def gumbel_softmax(
             rng_state=rng_state,
         )
         return overridden
+    dim, hard = as_int("gumbel_softmax", "dim", dim), as_bool("gumbel_softmax", "hard", hard)
+    return_index = as_bool("gumbel_softmax", "return_index", return_index)
     if type(logits) is not Tensor and is_dtensor(logits):
         from gumbel_ext._dtensor import softmax_of_dtensor
 
@@ -190,7 +193,6 @@ def gumbel_softmax(
         )
         return shared if shared_index is None else (shared, shared_index)
     check_tensor("gumbel_softmax", "logits", logits)
-    check_dim("gumbel_softmax", dim)
     check_optional("gumbel_softmax", mask, generator, rng_state, logits.device)
     if eps != 1e-10:
         warnings.warn("`eps` is accepted for compatibility and has no effect.", stacklevel=2)
@@ -242,7 +244,7 @@ def gumbel_argmax(
         TypeError, ValueError, IndexError, RuntimeError: as :func:`gumbel_softmax`.
         ValueError: ``num_samples`` is not positive, or given together with ``keepdim``.
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, mask, rng_state)):
         overridden: Tensor = handle_torch_function(
             gumbel_argmax,
             (logits, mask, rng_state),
@@ -255,6 +257,7 @@ def gumbel_argmax(
             rng_state=rng_state,
         )
         return overridden
+    dim, keepdim = as_int("gumbel_argmax", "dim", dim), as_bool("gumbel_argmax", "keepdim", keepdim)
     if num_samples is not None:
         return _samples(logits, dim, keepdim, mask, num_samples, generator, rng_state)
     if type(logits) is not Tensor and is_dtensor(logits):
@@ -262,7 +265,6 @@ def gumbel_argmax(
 
         return argmax_of_dtensor(logits, dim, keepdim, mask, generator, rng_state)
     check_tensor("gumbel_argmax", "logits", logits)
-    check_dim("gumbel_argmax", dim)
     check_optional("gumbel_argmax", mask, generator, rng_state, logits.device)
     rng_state = state_beside(rng_state, logits.device)
     index: Tensor = _gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state)
@@ -281,15 +283,15 @@ def _samples(
     """The index of ``logits`` expanded, not repeated, along a dimension in front."""
     name = "gumbel_argmax"
     check_tensor(name, "logits", logits)
-    check_count(name, "num_samples", num_samples, least=1)
+    check_supported(name, "logits", logits)
+    num_samples = as_int(name, "num_samples", num_samples, 1)
     if keepdim:
         raise ValueError(
             f"{name}: keepdim must be False with num_samples, which has the place of dim, got True"
         )
     dim = wrapped_dim(name, dim, logits)
     if mask is not None:
-        check_tensor(name, "mask", mask)
-        check_broadcast(name, "mask", mask, logits)
+        check_mask(name, mask, logits)
     shape = logits.shape if logits.dim() else (1,)
     index = gumbel_argmax(
         logits.expand(num_samples, *shape),
@@ -335,17 +337,20 @@ def gumbel_noise(
             ``generator`` and ``rng_state`` are given.
         RuntimeError: as :func:`gumbel_softmax`.
     """
-    shape = tuple(size) if isinstance(size, Sequence) else (size,)
-    if _is_torchscript_tracing():
-        # Sizes are tensors then, which a custom op's list cannot hold. The size becomes a constant
-        # of the trace, and torch warns of that.
-        shape = tuple(int(extent) for extent in shape)
-    for extent in shape:
-        if not isinstance(extent, (int, torch.SymInt)):
-            raise TypeError(f"gumbel_noise: size must be an int or ints, got {size!r}")
-        if extent < 0:
-            raise ValueError(f"gumbel_noise: size must not be negative, got {size}")
-    like = _empty(dtype, device)
+    if rng_state is not None and has_torch_function((rng_state,)):
+        overridden: Tensor = handle_torch_function(
+            gumbel_noise,
+            (rng_state,),
+            size,
+            dtype=dtype,
+            # A mode that sets the default device is left by then.
+            device=torch.get_default_device() if device is None else device,
+            generator=generator,
+            rng_state=rng_state,
+        )
+        return overridden
+    shape = as_size("gumbel_noise", size)
+    like = empty("gumbel_noise", dtype, device)
     check_optional("gumbel_noise", None, generator, rng_state, like.device)
     rng_state = state_beside(rng_state, like.device)
     noise: Tensor = _gumbel_noise(like, shape, generator, rng_state)
@@ -377,22 +382,7 @@ def draw_rng_state(
     """
     if device is None and isinstance(generator, torch.Generator):
         device = generator.device
-    like = _empty(torch.float32, device).sum(0, keepdim=True)
+    like = empty("draw_rng_state", torch.float32, device).sum(0, keepdim=True)
     check_optional("draw_rng_state", None, generator, None, like.device)
     state: Tensor = _gumbel_softmax(like, 1.0, None, False, 0, None, False, generator, None)[2]
     return state
-
-
-def _empty(dtype: torch.dtype | None, device: torch.device | str | int | None) -> Tensor:
-    """A tensor without elements, for ops that have no input but constants.
-
-    TorchScript evaluates an op once and for all if its inputs are constants, unless it knows it for
-    a random one; only torch's own are known to it. The one here draws nothing.
-    """
-    if _is_torchscript_tracing():
-        return torch.rand(0, dtype=dtype, device=device)
-    return torch.empty(0, dtype=dtype, device=device)
-
-
-def _is_torchscript_tracing() -> bool:
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
-from gumbel_ext._arguments import check_count
+from gumbel_ext._arguments import (
+    as_bool,
+    as_int,
+    as_positive,
+    check_mask,
+    check_tensor,
+    described,
+    wrapped_dim,
+)
+from gumbel_ext._tempered import Temperature, Tempered
 from gumbel_ext.deterministic import straight_through_softmax
 from gumbel_ext.estimators import gapped_straight_through, gumbel_rao, reinmax, zgr
 from gumbel_ext.functional import gumbel_softmax
-from gumbel_ext.temperature import TemperatureSchedule
 from gumbel_ext.vector_quantizer import GumbelVectorQuantizer, QuantizedVectors
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = [
     "ZGR",
@@ -32,6 +37,30 @@ EvalMode: TypeAlias = Literal["argmax", "softmax", "sample"]
 _EVAL_MODES = ("argmax", "softmax", "sample")
 
 
+def _class_probabilities(
+    name: str, logits: Tensor, dim: int, mask: Tensor | None, return_index: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The softmax of a module in evaluation; its arguments may be those of a tracer."""
+    if has_torch_function((logits, mask)):
+        overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
+            _class_probabilities, (logits, mask), name, logits, dim, mask, return_index
+        )
+        return overridden
+    check_tensor(name, "logits", logits)
+    dim = wrapped_dim(name, dim, logits)
+    if mask is None:
+        y = logits.softmax(dim)
+    else:
+        check_mask(name, mask, logits)
+        allowed = mask.expand(logits.shape).any(dim, keepdim=True)
+        # A row of -inf would be NaN, in its gradient too.
+        kept = logits.masked_fill(allowed & ~mask, -torch.inf)
+        y = kept.softmax(dim).masked_fill(~allowed, 0)
+    if not as_bool(name, "return_index", return_index):
+        return y
+    return y, straight_through_softmax(logits.detach(), dim=dim, mask=mask, return_index=True)[1]
+
+
 class _Sampler(nn.Module):
     """Samples in training; in evaluation what ``eval_mode`` says."""
 
@@ -41,11 +70,11 @@ class _Sampler(nn.Module):
     def __init__(self, dim: int, eval_mode: EvalMode) -> None:
         super().__init__()
         name = type(self).__name__
-        if not isinstance(dim, int):
-            raise TypeError(f"{name}: dim must be an int, got {dim!r}")
         if eval_mode not in _EVAL_MODES:
-            raise ValueError(f"{name}: eval_mode must be one of {_EVAL_MODES}, got {eval_mode!r}")
-        self.dim = dim
+            raise ValueError(
+                f"{name}: eval_mode must be one of {_EVAL_MODES}, got {described(eval_mode)}"
+            )
+        self.dim = as_int(name, "dim", dim)
         self.eval_mode = eval_mode
 
     def temperature(self) -> float | Tensor:
@@ -118,119 +147,31 @@ class _Sampler(nn.Module):
             return straight_through_softmax(
                 logits, self.temperature(), self.dim, mask=mask, return_index=return_index
             )
-        if mask is None:
-            y = logits.softmax(self.dim)
-        else:
-            allowed = mask.expand(logits.shape).any(self.dim, keepdim=True)
-            # A row of -inf would be NaN, in its gradient too.
-            kept = logits.masked_fill(allowed & ~mask, -torch.inf)
-            y = kept.softmax(self.dim).masked_fill(~allowed, 0)
-        if not return_index:
-            return y
-        return y, straight_through_softmax(
-            logits.detach(), dim=self.dim, mask=mask, return_index=True
-        )[1]
+        return _class_probabilities(type(self).__name__, logits, self.dim, mask, return_index)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, eval_mode={self.eval_mode!r}"
 
 
-class _TemperedSampler(_Sampler):
+class _TemperedSampler(Tempered, _Sampler):
     """One with a temperature, which is part of its state."""
 
     tau: Any  # a buffer, a schedule, a module or another callable
 
-    def __init__(
-        self,
-        tau: float | TemperatureSchedule | Callable[[], Tensor],
-        dim: int,
-        eval_mode: EvalMode,
-    ) -> None:
+    def __init__(self, tau: Temperature, dim: int, eval_mode: EvalMode) -> None:
         super().__init__(dim, eval_mode)
-        name = type(self).__name__
-        if isinstance(tau, TemperatureSchedule) or callable(tau):
-            self.tau = tau
-        elif isinstance(tau, bool) or not isinstance(tau, (int, float)):
-            raise TypeError(
-                f"{name}: tau must be a number, a TemperatureSchedule or a callable, got {tau!r} "
-                f"of type {type(tau).__name__}"
-            )
-        elif not 0 < tau < float("inf"):
-            raise ValueError(f"{name}: tau must be positive and finite, got {tau}")
-        else:
-            self.register_buffer("tau", torch.tensor(tau, dtype=torch.float64))
+        self.tau = tau
 
     def temperature(self) -> float | Tensor:
         """The temperature of the next call."""
-        constant = not torch.compiler.is_compiling()
-        if isinstance(self.tau, TemperatureSchedule):
-            return self.tau.tau if constant else self.tau.tensor
-        if not isinstance(self.tau, Tensor):
-            made: Tensor = self.tau()
-            return made
-        # A number is cheaper for the operators than a tensor of one.
-        plain = type(self.tau) is Tensor and self.tau.device.type == "cpu"
-        differentiated = self.tau.requires_grad or torch._C._are_functorch_transforms_active()
-        if constant and plain and not differentiated:
-            return self.tau.item()
-        return self.tau
+        return self._temperature_of_call()
 
     def _own_repr(self) -> str:
         return ""
 
     def extra_repr(self) -> str:
-        if isinstance(self.tau, Tensor):
-            tau = f"tau={self.tau.item():g}, "
-        elif isinstance(self.tau, TemperatureSchedule):
-            tau = f"tau={self.tau!r}, "
-        else:
-            tau = "" if isinstance(self.tau, nn.Module) else f"tau={self.tau!r}, "
-        return f"{tau}{self._own_repr()}{super().extra_repr()}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = self._buffers.get("tau")
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = self._buffers.get("tau")
-        if before is not None and after is not None and after.dtype != before.dtype:
-            # A temperature in bfloat16 has two digits.
-            self._buffers["tau"] = before.to(after.device)
-        return self
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if isinstance(self.tau, TemperatureSchedule):
-            destination[f"{prefix}tau"] = self.tau.tensor.clone()
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
-        if not isinstance(self.tau, TemperatureSchedule):
-            return
-        key = f"{prefix}tau"
-        if key in state_dict:
-            self.tau.set(float(state_dict[key]))
-            if key in unexpected_keys:
-                unexpected_keys.remove(key)
-        elif strict:
-            missing_keys.append(key)
+        tau = self._repr_of_temperature()
+        return f"{tau}{', ' if tau else ''}{self._own_repr()}{super().extra_repr()}"
 
 
 class GumbelSoftmax(_TemperedSampler):
@@ -248,20 +189,23 @@ class GumbelSoftmax(_TemperedSampler):
     annealed one; a module that makes the temperature has its own entries instead.
 
     Args:
-        tau: the temperature, > 0 and finite. A number becomes the buffer ``tau``, float64 whatever
-            the dtype of the module: write it in place (``module.tau.fill_(0.5)``) to anneal. A
+        tau: the temperature, > 0 and finite. A number, or a tensor that broadcasts as that of
+            :func:`gumbel_ext.gumbel_softmax`, becomes the buffer ``tau``, float64 whatever the
+            dtype of the module: assign another (``module.tau = 0.5``) to anneal. A
             :class:`gumbel_ext.temperature.TemperatureSchedule` is read at every call; step it
             outside, and keep its own state in the checkpoint too, where it says how to go on. A
             module such as :class:`gumbel_ext.temperature.LearnableTemperature`, or any callable,
-            is called without arguments and returns a tensor. None of these is compiled anew when
-            the temperature changes.
+            is called without arguments and returns a tensor. Any of these may be assigned to
+            ``module.tau``, and none is compiled anew when the temperature changes.
         hard: whether samples are one-hot, with the straight-through gradient.
         dim: dimension of the classes.
         eval_mode: ``"argmax"``, ``"softmax"`` or ``"sample"``.
 
     Raises:
-        TypeError: ``tau`` is neither a number, a schedule nor callable, or ``dim`` is not an int.
-        ValueError: ``tau`` is not positive and finite, or ``eval_mode`` is none of the three.
+        TypeError: ``tau`` is neither a number, a tensor, a schedule nor callable, or ``dim`` is not
+            an int, or ``hard`` not a bool.
+        ValueError: ``tau`` is not positive and finite or requires a gradient, or ``eval_mode`` is
+            none of the three.
 
     Example:
         >>> gate = GumbelSoftmax(tau=0.7, hard=True)
@@ -275,13 +219,13 @@ class GumbelSoftmax(_TemperedSampler):
 
     def __init__(
         self,
-        tau: float | TemperatureSchedule | Callable[[], Tensor] = 1.0,
+        tau: Temperature = 1.0,
         hard: bool = False,
         dim: int = -1,
         eval_mode: EvalMode = "argmax",
     ) -> None:
         super().__init__(tau, dim, eval_mode)
-        self.hard = hard
+        self.hard = as_bool(type(self).__name__, "hard", hard)
 
     def _sample(
         self,
@@ -324,14 +268,13 @@ class GumbelRao(_TemperedSampler):
 
     def __init__(
         self,
-        tau: float | TemperatureSchedule | Callable[[], Tensor] = 1.0,
+        tau: Temperature = 1.0,
         k: int = 10,
         dim: int = -1,
         eval_mode: EvalMode = "argmax",
     ) -> None:
         super().__init__(tau, dim, eval_mode)
-        check_count("GumbelRao", "k", k, 1)
-        self.k = k
+        self.k = as_int(type(self).__name__, "k", k, 1)
 
     def _sample(
         self,
@@ -404,7 +347,7 @@ class ReinMax(_TemperedSampler):
 
     def __init__(
         self,
-        tau: float | TemperatureSchedule | Callable[[], Tensor] = 1.0,
+        tau: Temperature = 1.0,
         dim: int = -1,
         eval_mode: EvalMode = "argmax",
     ) -> None:
@@ -449,19 +392,14 @@ class GappedStraightThrough(_TemperedSampler):
 
     def __init__(
         self,
-        tau: float | TemperatureSchedule | Callable[[], Tensor] = 1.0,
+        tau: Temperature = 1.0,
         gap: float | None = 1.0,
         dim: int = -1,
         eval_mode: EvalMode = "argmax",
     ) -> None:
         super().__init__(tau, dim, eval_mode)
         if gap is not None:
-            if isinstance(gap, bool) or not isinstance(gap, (int, float)):
-                raise TypeError(f"GappedStraightThrough: gap must be a number or None, got {gap!r}")
-            if not 0 < gap < float("inf"):
-                raise ValueError(
-                    f"GappedStraightThrough: gap must be positive and finite, got {gap}"
-                )
+            gap = as_positive(type(self).__name__, "gap", gap, "a number or None")
         self.gap = gap
 
     def _sample(

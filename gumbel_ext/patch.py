@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from types import TracebackType
-from typing import Any
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import functional
 
@@ -23,7 +25,11 @@ _replaced: Any = F.gumbel_softmax
 # The signature is F.gumbel_softmax's and no more: torch.jit.script takes no keyword-only arguments,
 # and others compare signatures.
 def gumbel_softmax(
-    logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
+    logits: Tensor,
+    tau: Union[int, float] = 1,  # noqa: UP007 (as TorchScript reads it)
+    hard: bool = False,
+    eps: float = 1e-10,
+    dim: int = -1,
 ) -> Tensor:
     """What :func:`patch_torch` puts into ``torch.nn.functional``.
 
@@ -31,12 +37,51 @@ def gumbel_softmax(
     """
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         y: Tensor = torch.ops.gumbel_ext.gumbel_softmax(
-            logits, tau, None, hard, dim, None, False, None, None
+            logits, float(tau), None, hard, dim, None, False, None, None
         )[0]
         return y
+    if has_torch_function((logits, tau)):
+        overridden: Tensor = _overridden(logits, tau, hard, eps, dim)
+        return overridden
     if eps != 1e-10:
         warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=2)
-    return functional.gumbel_softmax(logits, tau, hard, dim=dim)
+    # The original takes for True whatever Python does.
+    return functional.gumbel_softmax(logits, tau, bool(hard), dim=dim)
+
+
+class _KnownFunction:
+    """The replacement, to those who know the function that it replaces.
+
+    Handlers of ``__torch_function__`` find it under either name in their tables, which were mostly
+    made before the patch; called, it is the replacement.
+    """
+
+    def __init__(self) -> None:
+        functools.update_wrapper(self, _replaced)
+        self.known = _replaced
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return gumbel_softmax(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, _KnownFunction):
+            return self.known is other.known
+        return other is self.known or other is gumbel_softmax
+
+    def __hash__(self) -> int:
+        return hash(self.known)
+
+
+def _overridden(logits: Tensor, tau: Any, hard: bool, eps: float, dim: int) -> Any:
+    arguments = {"tau": tau, "hard": hard, "eps": eps, "dim": dim}
+    if not torch.compiler.is_compiling():
+        try:
+            return handle_torch_function(_KnownFunction(), (logits, tau), logits, **arguments)
+        except TypeError as error:
+            if not str(error).startswith("no implementation found for "):
+                raise
+    # For tables that were made while the patch was there, whose hash is another.
+    return handle_torch_function(gumbel_softmax, (logits, tau), logits, **arguments)
 
 
 class PatchHandle:
@@ -89,7 +134,8 @@ def patch_torch() -> PatchHandle:
     Where this differs from the original: a ``tau`` that is not positive and finite is an error
     (there: NaN, or samples of another distribution), and so is a ``tau`` tensor that varies along
     ``dim`` or is larger than ``logits``; samples have the memory format of ``logits``; a call takes
-    one seed from the generator, so samples for a given seed are other ones.
+    one seed from the generator, so samples for a given seed are other ones. ``__torch_function__``
+    is given an object that equals the original, and hashes like it, and is not identical to it.
 
     Returns:
         A handle: keep it to call ``remove()``, or use it in a ``with`` statement. Dropping it

@@ -6,22 +6,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function
 
 # registers torch.vmap's rules
 from gumbel_ext import _functorch_deterministic as _functorch_deterministic
 from gumbel_ext._arguments import (
-    check_dim,
-    check_local,
-    check_optional,
+    ErrorsOf,
+    as_bool,
+    as_int,
+    as_number,
+    as_positive,
+    check_positive,
+    check_supported,
+    checked_state,
+    described,
+    is_dtensor,
     split_tau,
-    state_beside,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "CosineTemperature",
@@ -39,19 +48,19 @@ _decoupled_gumbel_softmax = torch.ops.gumbel_ext.decoupled_gumbel_softmax.defaul
 
 
 def _positive(owner: object, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{type(owner).__name__}: {name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{type(owner).__name__}: {name} must be positive and finite, got {value}")
-    return float(value)
+    return as_positive(type(owner).__name__, name, value)
 
 
-def _count(owner: object, name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{type(owner).__name__}: {name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{type(owner).__name__}: {name} must be at least {least}, got {value}")
-    return value
+def _count(owner: object, name: str, value: object) -> int:
+    return as_int(type(owner).__name__, name, value, 1)
+
+
+def _several(owner: object, name: str, values: Iterable[Any]) -> list[Any]:
+    if not isinstance(values, Iterable):
+        raise TypeError(
+            f"{type(owner).__name__}: {name} must be a sequence, got {described(values)}"
+        )
+    return list(values)
 
 
 class TemperatureSchedule:
@@ -75,7 +84,7 @@ class TemperatureSchedule:
 
     def __init__(self) -> None:
         self.steps = 0
-        self._tau = self.at(0)
+        self._tau = _positive(self, "tau", self.at(0))
         self.tensor = torch.tensor(self._tau, dtype=torch.float64, device="cpu")
 
     def at(self, step: int) -> float:
@@ -100,31 +109,43 @@ class TemperatureSchedule:
     def _hidden(self) -> tuple[str, ...]:
         return ("tensor", "_tau")
 
-    def state_dict(self) -> dict[str, Any]:
-        """The schedule and where it is, in Python numbers and lists."""
+    def _attributes(self) -> dict[str, Any]:
         return {
             name: list(value) if isinstance(value, (list, tuple)) else value
             for name, value in self.__dict__.items()
             if name not in self._hidden()
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule and where it is, in Python numbers and lists.
+
+        The entry ``class`` is the name of the kind of schedule.
+        """
+        return {"class": type(self).__name__, **self._attributes()}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state that :meth:`state_dict` gave.
+
+        A state without ``class``, as earlier versions saved it, is taken if its other entries are
+        those of this schedule.
 
         Raises:
             ValueError: the state is that of another kind of schedule.
         """
-        own = self.state_dict()
-        if own.keys() != state_dict.keys():
+        own, name = self._attributes(), type(self).__name__
+        attributes = dict(state_dict)
+        kind = attributes.pop("class", name)
+        if kind != name:
+            raise ValueError(f"{name}: state_dict must be that of a {name}, got that of a {kind}")
+        if own.keys() != attributes.keys():
             raise ValueError(
-                f"{type(self).__name__}: state_dict must have the keys {sorted(own)}, got "
-                f"{sorted(state_dict)}"
+                f"{name}: state_dict must have the keys {sorted(own)}, got {sorted(attributes)}"
             )
-        self.__dict__.update(state_dict)
+        self.__dict__.update(attributes)
         self.set(self.at(self.steps))
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value}" for name, value in self.state_dict().items())
+        arguments = ", ".join(f"{name}={value}" for name, value in self._attributes().items())
         return f"{type(self).__name__}({arguments}, tau={self.tau:.6g})"
 
 
@@ -153,7 +174,7 @@ class ExponentialTemperature(TemperatureSchedule):
         self.rate = _positive(self, "rate", rate)
         self.minimum = _positive(self, "minimum", minimum)
         self.start = _positive(self, "start", start)
-        self.every = _count(self, "every", every, 1)
+        self.every = _count(self, "every", every)
         if self.start < self.minimum:
             raise ValueError(
                 f"ExponentialTemperature: start must be at least minimum ({minimum}), got {start}"
@@ -169,8 +190,8 @@ class _Interpolated(TemperatureSchedule):
     def __init__(self, start: float, end: float, total_steps: int, every: int = 1) -> None:
         self.start = _positive(self, "start", start)
         self.end = _positive(self, "end", end)
-        self.total_steps = _count(self, "total_steps", total_steps, 1)
-        self.every = _count(self, "every", every, 1)
+        self.total_steps = _count(self, "total_steps", total_steps)
+        self.every = _count(self, "every", every)
         super().__init__()
 
     def _progress(self, step: int) -> float:
@@ -234,11 +255,13 @@ class PiecewiseTemperature(TemperatureSchedule):
     """
 
     def __init__(self, milestones: Sequence[int], values: Sequence[float]) -> None:
-        self.milestones = [_count(self, "milestones", m, 1) for m in milestones]
-        self.values = [_positive(self, "values", value) for value in values]
+        self.milestones = [
+            _count(self, "milestones", m) for m in _several(self, "milestones", milestones)
+        ]
+        self.values = [_positive(self, "values", v) for v in _several(self, "values", values)]
         if sorted(set(self.milestones)) != self.milestones:
             raise ValueError(
-                f"PiecewiseTemperature: milestones must increase, got {list(milestones)}"
+                f"PiecewiseTemperature: milestones must increase, got {self.milestones}"
             )
         if len(self.values) != len(self.milestones) + 1:
             raise ValueError(
@@ -251,6 +274,15 @@ class PiecewiseTemperature(TemperatureSchedule):
         return self.values[sum(step >= milestone for milestone in self.milestones)]
 
 
+def _above_zero(raw: Tensor) -> Tensor:
+    if has_torch_function((raw,)):
+        overridden: Tensor = handle_torch_function(_above_zero, (raw,), raw)
+        return overridden
+    above = nn.functional.softplus(raw)
+    # Far below zero softplus is 0 in the dtype of the parameter.
+    return above.clamp_min(torch.finfo(above.dtype).tiny)
+
+
 class LearnableTemperature(nn.Module):
     r"""A temperature that is learnt, positive whatever the optimizer does.
 
@@ -260,6 +292,9 @@ class LearnableTemperature(nn.Module):
     with the parameter :math:`\rho`. Small temperatures are then learnt by their ratios, as with an
     exponential, and large ones by their differences: an exponential would let one large step make
     the temperature, and with it the next gradient, many times larger.
+
+    Made on the meta device, it has the temperature ``initial`` as soon as it is moved off it, by
+    ``to_empty()`` and :meth:`reset_parameters` too.
 
     Args:
         initial: the temperature at first, > ``minimum``: a number, or a tensor for several
@@ -279,34 +314,66 @@ class LearnableTemperature(nn.Module):
 
     def __init__(self, initial: Number | Tensor = 1.0, minimum: float = 0.0) -> None:
         super().__init__()
-        if isinstance(minimum, bool) or not isinstance(minimum, (int, float)):
-            raise TypeError(f"LearnableTemperature: minimum must be a number, got {minimum!r}")
-        if not (math.isfinite(minimum) and minimum >= 0):
+        name = "LearnableTemperature"
+        minimum = as_number(name, "minimum", minimum)
+        if not 0 <= minimum < math.inf:
+            raise ValueError(f"{name}: minimum must be finite and not negative, got {minimum}")
+        number, tensor = split_tau(name, initial, "initial")
+        if tensor is None:
+            tensor = torch.tensor(number, dtype=torch.float64, device="cpu")
+            dtype, device = torch.get_default_dtype(), None
+        else:
+            check_supported(name, "initial", tensor)
+            given = isinstance(initial, Tensor) and initial.is_floating_point()
+            dtype = tensor.dtype if given else torch.get_default_dtype()
+            device = tensor.device
+        above = tensor.detach().to(torch.float64) - minimum
+        good = above.is_meta or bool((above.isfinite() & (above > 0)).all())
+        if not good:
             raise ValueError(
-                f"LearnableTemperature: minimum must be finite and not negative, got {minimum}"
+                f"{name}: initial must be finite and greater than minimum ({minimum}), got "
+                f"{described(tensor.tolist())}"
             )
-        if isinstance(initial, bool) or not isinstance(initial, (int, float, Tensor)):
-            raise TypeError(
-                f"LearnableTemperature: initial must be a number or a tensor, got {initial!r}"
-            )
-        dtype = torch.get_default_dtype()
-        if isinstance(initial, Tensor) and initial.is_floating_point():
-            dtype = initial.dtype
-        above = torch.as_tensor(initial, dtype=torch.float64).detach() - minimum
-        if not bool((above.isfinite() & (above > 0)).all()):
-            raise ValueError(
-                "LearnableTemperature: initial must be finite and greater than minimum "
-                f"({minimum}), got {initial}"
-            )
-        self.minimum = float(minimum)
+        self.minimum = minimum
         # The inverse of softplus, without e^x, which overflows.
-        self.raw = nn.Parameter((above + (-(-above).expm1()).log()).to(dtype))
+        self._start = above + (-(-above).expm1()).log()
+        self.raw = nn.Parameter(torch.empty(above.shape, dtype=dtype, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the temperature to ``initial``, also after ``to_empty()``.
+
+        Raises:
+            ValueError: ``initial`` was a tensor on the meta device, which holds no values.
+        """
+        start = self._start
+        if self.raw.is_meta:
+            return
+        if start.is_meta:
+            raise ValueError(
+                "LearnableTemperature: initial must have values to set the temperature to, got a "
+                "tensor on the meta device"
+            )
+        with torch.no_grad():
+            if is_dtensor(self.raw):
+                from torch.distributed.tensor import distribute_tensor
+
+                start = distribute_tensor(
+                    start.to(self.raw.device), self.raw.device_mesh, self.raw.placements
+                )
+            self.raw.copy_(start)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        had_no_value = self.raw.is_meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if had_no_value and not self._start.is_meta:
+            # to_empty() leaves what was in that memory before, mostly a positive number.
+            self.reset_parameters()
+        return self
 
     def forward(self) -> Tensor:
         """The temperature, of the shape of ``initial``."""
-        above = nn.functional.softplus(self.raw)
-        # Far below zero softplus is 0 in the dtype of the parameter.
-        return self.minimum + above.clamp_min(torch.finfo(above.dtype).tiny)
+        return self.minimum + _above_zero(self.raw)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"shape={list(self.raw.shape)}, minimum={self.minimum:g}"
@@ -403,7 +470,7 @@ def decoupled_gumbel_softmax(
         TypeError, ValueError, IndexError, RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
     """
     name = "decoupled_gumbel_softmax"
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, tau_forward, tau_backward, mask, rng_state)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             decoupled_gumbel_softmax,
             (logits, tau_forward, tau_backward, mask, rng_state),
@@ -418,18 +485,26 @@ def decoupled_gumbel_softmax(
             rng_state=rng_state,
         )
         return overridden
-    check_local(name, "logits", logits)
-    check_dim(name, dim)
-    check_optional(name, mask, generator, rng_state, logits.device)
-    y, index = _decoupled_gumbel_softmax(
-        logits,
-        *split_tau(name, tau_forward, "tau_forward"),
-        *split_tau(name, tau_backward, "tau_backward"),
-        hard,
-        dim,
-        mask,
-        return_index,
-        generator,
-        state_beside(rng_state, logits.device),
+    dim, hard = as_int(name, "dim", dim), as_bool(name, "hard", hard)
+    return_index = as_bool(name, "return_index", return_index)
+    rng_state = checked_state(name, logits, mask, generator, rng_state)
+    check_supported(name, "logits", logits)
+    taus = (
+        *_checked_tau(name, tau_forward, "tau_forward"),
+        *_checked_tau(name, tau_backward, "tau_backward"),
     )
+    with ErrorsOf(name):
+        y, index = _decoupled_gumbel_softmax(
+            logits, *taus, hard, dim, mask, return_index, generator, rng_state
+        )
     return (y, index) if return_index else y
+
+
+def _checked_tau(function: str, tau: Any, name: str) -> tuple[float, Tensor | None]:
+    number, tensor = split_tau(function, tau, name)
+    if tensor is None:
+        as_positive(function, name, number)
+    else:
+        check_supported(function, name, tensor)
+        check_positive(function, name, tensor)
+    return number, tensor

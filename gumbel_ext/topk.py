@@ -13,13 +13,18 @@ from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext._arguments import (
+    ErrorsOf,
+    as_bool,
+    as_int,
+    as_positive,
     check_broadcast,
-    check_count,
     check_local,
+    check_mask,
     check_optional,
+    check_supported,
     split_tau,
     state_beside,
     wrapped_dim,
@@ -124,7 +129,7 @@ def gumbel_topk(
         >>> index.shape, log_prob.shape
         (torch.Size([20, 3]), torch.Size([20]))
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, mask, rng_state)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             gumbel_topk,
             (logits, mask, rng_state),
@@ -138,7 +143,8 @@ def gumbel_topk(
         )
         return overridden
     name = "gumbel_topk"
-    dim = _check_arguments(name, logits, k, dim, mask, generator, rng_state)
+    k, dim = _checked(name, logits, k, dim, mask, generator, rng_state)
+    return_log_prob = as_bool(name, "return_log_prob", return_log_prob)
     rng_state = state_beside(rng_state, logits.device)
     index: Tensor = _gumbel_topk(logits, k, dim, mask, generator, rng_state)
     if not return_log_prob:
@@ -193,7 +199,7 @@ def relaxed_topk(
         TypeError, IndexError, RuntimeError: as :func:`gumbel_ext.gumbel_softmax`.
         ValueError: likewise; or ``k`` is not positive or more than there are classes.
     """
-    if has_torch_function_unary(logits):
+    if has_torch_function((logits, tau, mask, rng_state)):
         overridden: Tensor = handle_torch_function(
             relaxed_topk,
             (logits, tau, mask, rng_state),
@@ -208,27 +214,28 @@ def relaxed_topk(
         )
         return overridden
     name = "relaxed_topk"
-    dim = _check_arguments(name, logits, k, dim, mask, generator, rng_state)
-    check_count(name, "k", k, least=1)
+    k, dim = _checked(name, logits, as_int(name, "k", k, 1), dim, mask, generator, rng_state)
+    hard = as_bool(name, "hard", hard)
+    dtype = _computed_in(logits)
     allowed = logits != -torch.inf
     if mask is not None:
         allowed = allowed & mask
-    if k == 1:
-        return gumbel_softmax(
-            logits, tau, hard, dim=dim, mask=allowed, generator=generator, rng_state=rng_state
+    with ErrorsOf(name):
+        if k == 1:
+            return gumbel_softmax(
+                logits, tau, hard, dim=dim, mask=allowed, generator=generator, rng_state=rng_state
+            )
+        temperature = _temperature(name, tau, logits, dim, dtype)
+        noise = gumbel_noise(
+            logits.shape,
+            dtype=dtype,
+            device=logits.device,
+            generator=generator,
+            rng_state=rng_state,
         )
-    dtype = _computed_in(logits)
-    tau = _temperature(name, tau, logits, dim, dtype)
-    noise = gumbel_noise(
-        logits.shape,
-        dtype=dtype,
-        device=logits.device,
-        generator=generator,
-        rng_state=rng_state,
-    )
     # What may not be chosen is a constant: the derivative of -inf would be NaN.
     scores = (logits.to(dtype) + noise).masked_fill(~allowed, -torch.inf)
-    y = _relaxed(scores, allowed, k, tau, dim)
+    y = _relaxed(scores, allowed, k, temperature, dim)
     if hard:
         best = scores.detach().sort(stable=True, dim=dim, descending=True)
         ones = best.values.narrow(dim, 0, k).ne(-torch.inf).to(dtype)
@@ -238,7 +245,7 @@ def relaxed_topk(
     return y.to(logits.dtype)
 
 
-def _check_arguments(
+def _checked(
     name: str,
     logits: Tensor,
     k: int,
@@ -246,16 +253,12 @@ def _check_arguments(
     mask: Tensor | None,
     generator: torch.Generator | None,
     rng_state: Tensor | None,
-) -> int:
-    """Returns ``dim`` counted from the front."""
+) -> tuple[int, int]:
+    """Returns ``k``, and ``dim`` counted from the front."""
     check_local(name, "logits", logits)
-    if not logits.is_floating_point():
-        raise TypeError(
-            f"{name}: logits must have dtype float16, bfloat16, float32 or float64, got "
-            f"{logits.dtype}"
-        )
+    check_supported(name, "logits", logits)
     dim = wrapped_dim(name, dim, logits)
-    check_count(name, "k", k, least=0)
+    k = as_int(name, "k", k, 0)
     classes = logits.shape[dim] if logits.dim() else 1
     if k > classes:
         raise ValueError(
@@ -263,12 +266,8 @@ def _check_arguments(
         )
     check_optional(name, mask, generator, rng_state, logits.device)
     if mask is not None:
-        check_broadcast(name, "mask", mask, logits)
-        if mask.dtype != torch.bool:
-            raise TypeError(
-                f"{name}: mask must have dtype bool (True = may be chosen), got {mask.dtype}"
-            )
-    return dim
+        check_mask(name, mask, logits)
+    return k, dim
 
 
 def _computed_in(logits: Tensor) -> torch.dtype:
@@ -330,23 +329,14 @@ def _temperature(
 ) -> Tensor:
     number, tensor = split_tau(name, tau)
     if tensor is None:
-        if not 0 < number < torch.inf:
-            raise ValueError(f"{name}: tau must be positive and finite, got {number}")
-        tensor = torch.full((), number, dtype=dtype, device=logits.device)
+        tensor = torch.full((), as_positive(name, "tau", number), dtype=dtype, device=logits.device)
     else:
+        check_supported(name, "tau", tensor)
         check_broadcast(name, "tau", tensor, logits.narrow(dim, 0, 1))
         # The op looks at the values, where that does not mean to wait for a device.
-        _gumbel_softmax(
-            logits.detach().narrow(dim, 0, 0),
-            1.0,
-            tensor.detach(),
-            False,
-            dim,
-            None,
-            False,
-            None,
-            torch.zeros(2, dtype=torch.int64),
-        )
+        none_of_them = logits.detach().narrow(dim, 0, 0)
+        state = torch.zeros(2, dtype=torch.int64)
+        _gumbel_softmax(none_of_them, 1.0, tensor.detach(), False, dim, None, False, None, state)
     return tensor.to(logits.device, dtype).clamp(min=torch.finfo(dtype).smallest_normal)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gumbel_ext._arguments import check_count, check_tensor
+from gumbel_ext._arguments import as_bool, as_int, check_tensor
+from gumbel_ext._tempered import Temperature, Tempered
 from gumbel_ext.embedding import gumbel_embedding
-from gumbel_ext.temperature import TemperatureSchedule
 
 __all__ = ["GumbelVectorQuantizer", "QuantizedVectors"]
 
@@ -36,7 +35,18 @@ def _perplexity(shares: Tensor) -> Tensor:
     return torch.exp(-(shares * shares.clamp(min=tiny).log()).sum(-1)).sum()
 
 
-class GumbelVectorQuantizer(nn.Module):
+class _Projection(nn.Linear):
+    """To logits; initialised as in Transformers, by whoever resets the modules of a model."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def _get_name(self) -> str:
+        return "Linear"
+
+
+class GumbelVectorQuantizer(Tempered):
     r"""Quantises vectors with groups of codebooks, by Gumbel-softmax samples.
 
     .. math::
@@ -61,8 +71,8 @@ class GumbelVectorQuantizer(nn.Module):
             outside; a module such as :class:`gumbel_ext.temperature.LearnableTemperature`, or any
             callable without arguments that returns a tensor. wav2vec 2.0's is
             ``ExponentialTemperature(rate=-math.log(0.999995), minimum=0.5, start=2.0)``. Not in the
-            ``state_dict`` unless it is a module. A number that changes is the attribute
-            ``temperature``.
+            ``state_dict`` unless it is a module. Any of these may be assigned to the attribute
+            ``temperature``, which holds a number as a float64 tensor.
         hard: whether training takes one row of each codebook; else means of rows.
 
     Raises:
@@ -78,7 +88,10 @@ class GumbelVectorQuantizer(nn.Module):
         (torch.Size([4, 100, 256]), torch.Size([4, 100, 2]))
     """
 
-    temperature: float | TemperatureSchedule | Callable[[], Tensor]
+    temperature: Any  # a buffer, a schedule, a module or another callable
+
+    _name_of_temperature: ClassVar[str] = "temperature"
+    _in_state: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -86,47 +99,36 @@ class GumbelVectorQuantizer(nn.Module):
         num_vars: int = 320,
         groups: int = 2,
         vq_dim: int = 256,
-        temperature: float | TemperatureSchedule | Callable[[], Tensor] = 2.0,
+        temperature: Temperature = 2.0,
         hard: bool = True,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        sizes = {"input_dim": input_dim, "num_vars": num_vars, "groups": groups, "vq_dim": vq_dim}
-        for argument, size in sizes.items():
-            check_count(name, argument, size, least=1)
+        input_dim, num_vars = (
+            as_int(name, "input_dim", input_dim, 1),
+            as_int(name, "num_vars", num_vars, 1),
+        )
+        groups, vq_dim = as_int(name, "groups", groups, 1), as_int(name, "vq_dim", vq_dim, 1)
         if vq_dim % groups != 0:
             raise ValueError(f"{name}: vq_dim must be divisible by groups, {groups}, got {vq_dim}")
-        if not (isinstance(temperature, TemperatureSchedule) or callable(temperature)):
-            if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-                raise TypeError(
-                    f"{name}: temperature must be a number, a TemperatureSchedule or a callable, "
-                    f"got {temperature!r} of type {type(temperature).__name__}"
-                )
-            if not 0 < temperature < float("inf"):
-                raise ValueError(
-                    f"{name}: temperature must be positive and finite, got {temperature}"
-                )
         self.input_dim = input_dim
         self.num_vars = num_vars
         self.groups = groups
         self.vq_dim = vq_dim
-        self.hard = hard
+        self.hard = as_bool(name, "hard", hard)
         self.temperature = temperature
-        self.weight_proj = nn.Linear(input_dim, groups * num_vars)
+        self.weight_proj = _Projection(input_dim, groups * num_vars)
         self.codevectors = nn.Parameter(torch.empty(1, groups * num_vars, vq_dim // groups))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the parameters anew: normal logits, and codes uniform in [0, 1)."""
-        nn.init.normal_(self.weight_proj.weight)
-        nn.init.zeros_(self.weight_proj.bias)
-        nn.init.uniform_(self.codevectors)
+        """Draws the parameters anew: normal logits, and codes uniform in [0, 1).
 
-    def _temperature(self) -> float | Tensor:
-        if isinstance(self.temperature, TemperatureSchedule):
-            compiling = torch.compiler.is_compiling()
-            return self.temperature.tensor if compiling else self.temperature.tau
-        return self.temperature() if callable(self.temperature) else self.temperature
+        The temperature is the one it was at first.
+        """
+        super().reset_parameters()
+        self.weight_proj.reset_parameters()
+        nn.init.uniform_(self.codevectors)
 
     def forward(
         self,
@@ -180,7 +182,7 @@ class GumbelVectorQuantizer(nn.Module):
             codevectors, index = gumbel_embedding(
                 logits,
                 codebook,
-                self._temperature(),
+                self._temperature_of_call(),
                 self.hard,
                 return_index=True,
                 generator=generator,
@@ -213,10 +215,8 @@ class GumbelVectorQuantizer(nn.Module):
         return index + self.num_vars * torch.arange(self.groups, device=index.device)
 
     def extra_repr(self) -> str:  # noqa: D102
-        temperature = (
-            "" if isinstance(self.temperature, nn.Module) else f", temperature={self.temperature!r}"
-        )
+        temperature = self._repr_of_temperature()
         return (
             f"input_dim={self.input_dim}, num_vars={self.num_vars}, groups={self.groups}, "
-            f"vq_dim={self.vq_dim}{temperature}, hard={self.hard}"
+            f"vq_dim={self.vq_dim}{', ' if temperature else ''}{temperature}, hard={self.hard}"
         )

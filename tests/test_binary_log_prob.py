@@ -170,7 +170,7 @@ def test_bad_arguments(device):
         binary_concrete_log_prob(y, y.long(), 1.0)
     with pytest.raises(ValueError, match="tau must be positive and finite, got -1"):
         binary_concrete_log_prob(y, y, -1)
-    with pytest.raises(TypeError, match=r"tau tensor must have dtype .* got torch.bool"):
+    with pytest.raises(TypeError, match=r"tau must have dtype .* got torch.bool"):
         binary_concrete_log_prob(y, y, y > 0)
     # Values are looked at where they are at hand; elsewhere nothing is silently a number.
     if y.is_cpu:

@@ -198,7 +198,11 @@ def test_repr():
     ("arguments", "error", "words"),
     [
         ({"tau": 0.0}, ValueError, "tau must be positive and finite, got 0.0"),
-        ({"tau": "1"}, TypeError, "tau must be a number, a TemperatureSchedule or a callable"),
+        (
+            {"tau": "1"},
+            TypeError,
+            "tau must be a number, a TemperatureSchedule, a callable or a tensor",
+        ),
         ({"dim": 1.0}, TypeError, "dim must be an int, got 1.0"),
         ({"eval_mode": "mean"}, ValueError, "eval_mode must be one of .* got 'mean'"),
     ],

@@ -1,5 +1,6 @@
 """patch_torch() puts our function in the place of F.gumbel_softmax, and takes it out again."""
 
+import contextlib
 import inspect
 import pickle
 import threading
@@ -340,3 +341,184 @@ def test_scripted_and_traced(device, patch, how):
     leaf = logits.clone().requires_grad_()
     (module(leaf) * logits).sum().backward()
     assert leaf.grad.abs().max() > 0
+
+
+def int_tau(x: torch.Tensor) -> torch.Tensor:
+    return F.gumbel_softmax(x, 2)
+
+
+def int_tau_hard(x: torch.Tensor) -> torch.Tensor:
+    return F.gumbel_softmax(x, 1, True)
+
+
+def float_tau_hard(x: torch.Tensor) -> torch.Tensor:
+    return F.gumbel_softmax(x, tau=0.5, hard=True, eps=1e-10, dim=0)
+
+
+def passed_on(x: torch.Tensor, tau: int = 2) -> torch.Tensor:
+    return F.gumbel_softmax(x, tau, dim=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("gate", [int_tau, int_tau_hard, float_tau_hard, passed_on])
+def test_scripts_temperatures_of_both_kinds(patch, gate):
+    """An int is no float to TorchScript, and the original asks for one."""
+    logits = torch.randn(4, 5)
+    torch.manual_seed(1)
+    y = torch.jit.script(gate)(logits)
+    torch.manual_seed(1)
+    assert torch.equal(y, gate(logits))
+
+
+def test_what_python_takes_for_true(patch):
+    """As the original, whose `if hard` takes anything."""
+    for hard in ("yes", 2, [1], torch.tensor(True), np.bool_(True)):
+        assert F.gumbel_softmax(torch.zeros(3, 4), 1, hard).max() == 1
+    for hard in ("", None, 0, [], torch.tensor(False)):
+        assert F.gumbel_softmax(torch.zeros(3, 4), 1, hard).max() < 1
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_logits_get_one_line(patch, layout):
+    logits = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)], layout=layout)
+    with pytest.raises(TypeError, match=r"\Agumbel_softmax: logits must be a dense .* nested.*\Z"):
+        F.gumbel_softmax(logits)
+
+
+# ---- overrides ----------------------------------------------------------------------------------
+
+
+def calls_of(table, fallback):
+    """A subclass that looks functions up in a table."""
+
+    class Handling(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func in table:
+                return table[func](*args, **(kwargs or {}))
+            if fallback == "default":
+                return super().__torch_function__(func, types, args, kwargs or {})
+            return NotImplemented
+
+    return Handling
+
+
+def handler(logits, tau=1, hard=False, eps=1e-10, dim=-1):
+    return ("handled", tau, hard, eps, dim)
+
+
+@pytest.mark.parametrize("fallback", ["default", "NotImplemented"])
+def test_handlers_registered_before_the_patch_match(fallback):
+    table = {F.gumbel_softmax: handler}
+    logits = torch.randn(3, 4).as_subclass(calls_of(table, fallback))
+    expected = F.gumbel_softmax(logits, 0.5, True, dim=0)
+    with gumbel_ext.patch_torch():
+        assert F.gumbel_softmax(logits, 0.5, True, dim=0) == expected
+    assert expected == ("handled", 0.5, True, 1e-10, 0)
+
+
+def test_handlers_registered_under_the_patch_match(patch):
+    table = {F.gumbel_softmax: handler}
+    logits = torch.randn(3, 4).as_subclass(calls_of(table, "NotImplemented"))
+    assert F.gumbel_softmax(logits, 0.5) == ("handled", 0.5, False, 1e-10, -1)
+
+
+def test_what_nobody_handles_is_an_error(patch):
+    logits = torch.randn(3, 4).as_subclass(calls_of({}, "NotImplemented"))
+    with pytest.raises(TypeError, match="no implementation found"):
+        F.gumbel_softmax(logits)
+
+    class Failing(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            raise TypeError("its own")
+
+    with pytest.raises(TypeError, match="its own"):
+        F.gumbel_softmax(torch.randn(3, 4).as_subclass(Failing))
+
+
+class Recording(torch.overrides.TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_the_function_of_torch():
+    logits = torch.randn(3, 4)
+    with gumbel_ext.patch_torch():
+        with Recording() as mode, CountedOps() as counted:
+            F.gumbel_softmax(logits, 0.5)
+        assert counted.names == ["gumbel_softmax"]
+        # Once: not as a function of this package besides.
+        (seen,) = (func for func in mode.seen if "gumbel" in getattr(func, "__name__", ""))
+        assert seen == F.gumbel_softmax
+    assert seen == F.gumbel_softmax == ORIGINAL
+    assert seen in {ORIGINAL}
+    assert (seen.__module__, seen.__name__) == ("torch.nn.functional", "gumbel_softmax")
+    assert inspect.signature(seen) == inspect.signature(ORIGINAL)
+    assert torch.overrides.resolve_name(seen) == "torch.nn.functional.gumbel_softmax"
+
+
+@pytest.mark.parametrize("among", ["tau", "logits"])
+def test_a_subclass_without_handlers_runs_ours(patch, among):
+    class Plain(torch.Tensor):
+        pass
+
+    logits, tau = torch.randn(3, 4), torch.full((3, 1), 0.5)
+    arguments = {"logits": logits, "tau": tau}
+    arguments[among] = arguments[among].as_subclass(Plain)
+    with CountedOps() as counted:
+        y = F.gumbel_softmax(**arguments)
+    assert counted.names == ["gumbel_softmax"]
+    assert type(y) is Plain
+    with torch.device("cpu"), CountedOps() as counted:
+        F.gumbel_softmax(logits)
+    assert counted.names == ["gumbel_softmax"]
+
+
+@pytest.mark.parametrize("patched_first", [False, True])
+def test_overrides_of_torch(patched_first):
+    """What PyTorch's own tests of overrides do with each of its functions."""
+    handles = [gumbel_ext.patch_torch()] if patched_first else []
+    torch.overrides.get_testing_overrides.cache_clear()
+    torch.overrides._get_overridable_functions.cache_clear()
+    try:
+        overrides = torch.overrides.get_testing_overrides()
+        function = F.gumbel_softmax
+        assert function in overrides
+        assert function in torch.overrides.get_overridable_functions()[torch.nn.functional]
+        triggered = []
+
+        class TensorLike:
+            @classmethod
+            def __torch_function__(cls, func, types, args=(), kwargs=None):
+                if func not in overrides:
+                    return NotImplemented
+                triggered.append(func)
+                return overrides[func](*args, **(kwargs or {}))
+
+        if not handles:
+            handles.append(gumbel_ext.patch_torch())
+        assert F.gumbel_softmax(TensorLike()) == -1
+        assert triggered == [function]
+    finally:
+        handles[0].remove()
+        torch.overrides.get_testing_overrides.cache_clear()
+        torch.overrides._get_overridable_functions.cache_clear()
+
+
+@pytest.mark.parametrize("traced_under_the_patch", [False, True])
+def test_traced_by_fx(traced_under_the_patch):
+    def gate(x):
+        return F.gumbel_softmax(x, 0.5, dim=0)
+
+    with gumbel_ext.patch_torch() if traced_under_the_patch else contextlib.nullcontext():
+        graph = torch.fx.symbolic_trace(gate)
+    (node,) = (node for node in graph.graph.nodes if node.op == "call_function")
+    assert node.target == ORIGINAL
+    for module in (graph, pickle.loads(pickle.dumps(graph))):
+        torch.testing.assert_close(module(torch.randn(3, 4)).sum(0), torch.ones(4))

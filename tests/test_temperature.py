@@ -90,9 +90,34 @@ def test_state_goes_through_a_checkpoint(make):
     assert type(schedule).__name__ in repr(schedule)
 
 
-def test_state_of_another_schedule_is_refused():
-    with pytest.raises(ValueError, match="LinearTemperature: state_dict must have the keys"):
-        SCHEDULES["linear"]().load_state_dict(SCHEDULES["piecewise"]().state_dict())
+class Linear(LinearTemperature):
+    """One of a user's, with the attributes of its base."""
+
+
+@pytest.mark.parametrize("of", [*SCHEDULES, "own"])
+@pytest.mark.parametrize("into", [*SCHEDULES, "own"])
+def test_state_of_another_schedule_is_refused(of, into):
+    kinds = {**SCHEDULES, "own": lambda: Linear(1.0, 0.1, 10)}
+    given, taken = kinds[of](), kinds[into]()
+    given.step()
+    if of == into:
+        taken.load_state_dict(given.state_dict())
+        assert (taken.steps, taken.tau) == (1, given.tau)
+        return
+    before = repr(taken)
+    names = f"^{type(taken).__name__}: state_dict .* {type(given).__name__}$"
+    with pytest.raises(ValueError, match=names):
+        taken.load_state_dict(given.state_dict())
+    assert repr(taken) == before
+
+
+def test_state_of_an_earlier_version():
+    """It does not name the class; the entries say as much as they can."""
+    state = SCHEDULES["linear"]().state_dict()
+    assert state.pop("class") == "LinearTemperature"
+    SCHEDULES["linear"]().load_state_dict({**state, "steps": 3})
+    with pytest.raises(ValueError, match="PiecewiseTemperature: state_dict must have the keys"):
+        SCHEDULES["piecewise"]().load_state_dict(state)
 
 
 def test_a_schedule_of_ones_own():
