@@ -19,6 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch_binary as _functorch_binary  # registers torch.vmap's rules
 from gumbel_ext._arguments import (
+    ErrorsOf,
     as_bool,
     as_positive,
     as_size,
@@ -173,7 +174,8 @@ def logit_binary_concrete(
     check_broadcast(name, "tau", t, logits)
     wide = logits.to(computed)
     rng_state = state_beside(rng_state, wide.device)
-    noise = _logistic_noise(wide.detach(), as_size(name, logits.shape), generator, rng_state)[0]
+    with ErrorsOf(name):
+        noise = _logistic_noise(wide.detach(), as_size(name, logits.shape), generator, rng_state)[0]
     # The log-odds of what is certain are a constant: their derivative in tau would be infinite.
     certain = logits.isinf()
     x = (wide.masked_fill(certain, 0.0) + noise) / t
