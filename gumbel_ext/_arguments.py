@@ -81,11 +81,14 @@ def as_number(function: str, name: str, value: Any, wanted: str = "a number") ->
     """``value`` as a float, infinite where no float is as large."""
     if type(value) is float:
         return value
-    known = (
-        type(value) is int  # of which numbers.Real takes a while to be told
-        or isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt))
-        or (isinstance(value, _Array) and value.ndim == 0 and value.dtype.kind in "iuf")
-    )
+    # Asked first, because the others take a while to say no.
+    known = type(value) is int
+    if not known:
+        if isinstance(value, (torch.SymInt, torch.SymFloat)):
+            return torch.sym_float(value)  # type: ignore[no-any-return]
+        known = isinstance(value, numbers.Real) or (
+            isinstance(value, _Array) and value.ndim == 0 and value.dtype.kind in "iuf"
+        )
     if not known or isinstance(value, bool):
         raise TypeError(
             f"{function}: {name} must be {wanted}, got {described(value)} of type "
@@ -119,16 +122,19 @@ def split_tau(
         # A buffer made of an int is as good as the int; bool and complex numbers the op refuses.
         whole = not (tau.is_floating_point() or tau.is_complex() or tau.dtype == torch.bool)
         return 1.0, tau.double() if whole else tau
-    if (
-        torch.compiler.is_compiling()
-        and isinstance(tau, (int, float, torch.SymFloat, torch.SymInt))
-        and not isinstance(tau, bool)
-    ):
-        # As an argument of the op, or of torch.full, a number would become a constant of the graph,
-        # and an annealed one would compile it anew at every step. A product keeps it an input.
+    return as_graph_input(as_number(function, name, tau, wanted))
+
+
+def as_graph_input(number: float) -> tuple[float, Tensor | None]:
+    """A number as an op takes it, and under compilation the tensor that takes its place.
+
+    As an argument of the op, or of torch.full, a number would become a constant of the graph, and
+    an annealed one would compile it anew at every step. A product keeps it an input.
+    """
+    if torch.compiler.is_compiling():
         # On the CPU whatever the default device: there it goes with logits of every device.
-        return 1.0, torch.ones((), dtype=torch.float64, device="cpu") * tau  # type: ignore[operator, return-value]
-    return as_number(function, name, tau, wanted), None
+        return 1.0, torch.ones((), dtype=torch.float64, device="cpu") * number
+    return float(number), None
 
 
 # The second is its name in earlier versions of torch.

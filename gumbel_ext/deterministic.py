@@ -17,6 +17,7 @@ from gumbel_ext._arguments import (
     ErrorsOf,
     as_bool,
     as_int,
+    check_dense,
     check_local,
     check_optional,
     check_supported,
@@ -191,7 +192,9 @@ def soft_argmax(
         positions = _coordinates(classes, logits)
     else:
         check_local("soft_argmax", "positions", positions)
-        check_supported("soft_argmax", "positions", positions)
+        check_dense("soft_argmax", "positions", positions)
+        if positions.is_floating_point():
+            check_supported("soft_argmax", "positions", positions)
         if positions.dim() != 1 or positions.shape[0] != classes:
             raise ValueError(
                 f"soft_argmax: positions must be of shape [{classes}], got {list(positions.shape)}"

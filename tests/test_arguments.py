@@ -232,11 +232,13 @@ def of_no_use(argument):
         if argument != "gap":
             yield None
         yield from ("1", [1.0], True, np.bool_(True), 1j, {})
-        yield from (-1.0, math.nan, math.inf, 10**400, -(10**400), np.float32("nan"))
+        if argument != "beta":
+            yield from (-1.0, torch.tensor(-1.0)) if argument in TEMPERATURES else (-1.0,)
+        yield from (math.nan, math.inf, 10**400, -(10**400), np.float32("nan"))
         if argument != "minimum":
             yield 0
         if argument in TEMPERATURES:
-            yield from (torch.tensor(-1.0), torch.tensor(math.nan), torch.tensor(1j))
+            yield from (torch.tensor(math.nan), torch.tensor(1j))
             yield from (torch.tensor(True), np.array("text"), np.array(1j), np.array(True))
             yield from (torch.tensor(1.0).to(dtype) for dtype in FLOAT8)
             yield from others_than_dense()
@@ -246,7 +248,8 @@ def of_no_use(argument):
         for dtype in OTHER_DTYPES:
             yield LOGITS.to(dtype)
     elif argument == "positions":
-        yield from (1.5, "text", [1.0], torch.arange(4), torch.ones(3), torch.ones(4).to_sparse())
+        yield from (1.5, "text", [1.0], torch.ones(3), torch.ones(4).to_sparse())
+        yield from (torch.ones(4).to(dtype) for dtype in (torch.bool, torch.complex64, *FLOAT8))
     elif argument == "mask":
         yield from (True, "text", [True], MASK.numpy(), LOGITS, MASK.to_sparse(), MASK[:2])
         yield torch.nested.nested_tensor(list(LOGITS))

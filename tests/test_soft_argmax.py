@@ -336,7 +336,7 @@ def test_form_for_devices_without_a_kernel(dtype, device):
         ({"beta": "1"}, TypeError, "beta must be a number or a tensor, got '1'"),
         ({"dim": 2}, IndexError, "dim must be between -2 and 1"),
         ({"positions": torch.ones(2)}, ValueError, r"positions must be of shape \[3\], got \[2\]"),
-        ({"positions": torch.arange(3)}, TypeError, "positions must have dtype float16"),
+        ({"positions": torch.arange(3)}, TypeError, "positions must have a floating-point dtype"),
         ({"positions": [0.0, 1.0, 2.0]}, TypeError, "positions must be a tensor, got list"),
     ],
 )
