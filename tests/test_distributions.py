@@ -507,7 +507,7 @@ def test_many_samples_do_not_copy_the_logits(cls, device):
     weight = torch.randn_like(y)
     with Allocated() as backward:
         torch.autograd.grad(y, logits, weight)
-    most = 9 if gates else 3 if cls is gd.GumbelSoftmax else 1
+    most = 9 if gates else 6 if cls is gd.GumbelSoftmax else 1  # a clamp's derivative
     assert len([n for n in backward.elements if n >= many]) <= most
 
 
@@ -738,7 +738,8 @@ def contexts(loss, x):
     # Traced on another input, whose values must not stay in the program.
     example = torch.randn_like(x).requires_grad_()
     yield "jit.trace", reverse(torch.jit.trace(loss, (example,), check_trace=False))
-    yield "make_fx", reverse(make_fx(loss)(example.detach()))
+    # With its gradient: since torch 2.14 such a graph has no detach().
+    yield "make_fx", make_fx(torch.func.grad_and_value(loss))(example.detach())(x)[::-1]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
