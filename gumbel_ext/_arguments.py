@@ -28,12 +28,19 @@ def split_tau(function: str, tau: Any, name: str = "tau") -> tuple[float, Tensor
                 f"{type(tau).__name__}"
             )
         tau = float(tau)  # a float32 of NumPy, for one
+    return as_graph_input(tau)
+
+
+def as_graph_input(number: float | torch.SymFloat | torch.SymInt) -> tuple[float, Tensor | None]:
+    """A number as an op takes it, and under compilation the tensor that takes its place.
+
+    As an argument of the op, or of torch.full, a number would become a constant of the graph, and
+    an annealed one would compile it anew at every step. A product keeps it an input.
+    """
     if torch.compiler.is_compiling():
-        # As an argument of the op, or of torch.full, a number would become a constant of the graph,
-        # and an annealed one would compile it anew at every step. A product keeps it an input.
         # On the CPU whatever the default device: there it goes with logits of every device.
-        return 1.0, torch.ones((), dtype=torch.float64, device="cpu") * tau
-    return float(tau), None
+        return 1.0, torch.ones((), dtype=torch.float64, device="cpu") * number
+    return float(number), None
 
 
 def state_beside(rng_state: Tensor | None, device: torch.device) -> Tensor | None:

@@ -14,13 +14,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
 from gumbel_ext._arguments import check_dim, check_local, checked_state, split_tau
-from gumbel_ext._random_ops import keep_equal_calls_apart
 
 __all__ = ["concrete_log_prob", "gumbel_log_softmax"]
 
 Number: TypeAlias = float | int
-
-keep_equal_calls_apart()
 
 _gumbel_log_softmax = torch.ops.gumbel_ext.gumbel_log_softmax.default
 _concrete_log_prob = torch.ops.gumbel_ext.concrete_log_prob.default

@@ -20,14 +20,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gumbel_ext import _functorch_estimators as _functorch_estimators  # torch.vmap's rules
-from gumbel_ext._arguments import check_count, checked_state, split_tau
-from gumbel_ext._random_ops import keep_equal_calls_apart
+from gumbel_ext._arguments import as_graph_input, check_count, checked_state, split_tau
 
 __all__ = ["gapped_straight_through", "gumbel_rao", "reinmax", "zgr"]
 
 Number: TypeAlias = float | int
-
-keep_equal_calls_apart()
 
 _gumbel_rao = torch.ops.gumbel_ext.gumbel_rao.default
 _zgr = torch.ops.gumbel_ext.zgr.default
@@ -507,14 +504,26 @@ def gapped_straight_through(
         )
         return overridden
     tau_number, tau_tensor = split_tau("gapped_straight_through", tau)
+    gap_tensor = None
     if gap is not None:
-        if isinstance(gap, bool) or not isinstance(gap, (int, float)):
+        if isinstance(gap, bool) or not isinstance(
+            gap, (int, float, torch.SymInt, torch.SymFloat)
+        ):
             raise TypeError(f"gapped_straight_through: gap must be a number or None, got {gap!r}")
-        gap = float(gap)
+        gap, gap_tensor = as_graph_input(gap)
     rng_state = checked_state("gapped_straight_through", logits, dim, mask, generator, rng_state)
     y: Tensor
     index: Tensor
     y, index = _gapped_straight_through(
-        logits, tau_number, tau_tensor, gap, dim, mask, return_index, generator, rng_state
+        logits,
+        tau_number,
+        tau_tensor,
+        gap,
+        dim,
+        mask,
+        return_index,
+        generator,
+        rng_state,
+        gap_tensor=gap_tensor,
     )
     return (y, index) if return_index else y

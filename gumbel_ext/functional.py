@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
+from gumbel_ext import _random_ops as _random_ops  # and what tracing does
 from gumbel_ext._arguments import (
     check_broadcast,
     check_count,
@@ -29,7 +30,6 @@ from gumbel_ext._arguments import (
     state_beside,
     wrapped_dim,
 )
-from gumbel_ext._random_ops import keep_equal_calls_apart
 
 __all__ = ["draw_rng_state", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
@@ -37,11 +37,10 @@ Number: TypeAlias = float | int
 
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-keep_equal_calls_apart()
-
 _gumbel_softmax = torch.ops.gumbel_ext.gumbel_softmax.default
 _gumbel_argmax = torch.ops.gumbel_ext.gumbel_argmax.default
 _gumbel_noise = torch.ops.gumbel_ext.gumbel_noise.default
+_draw_rng_state = torch.ops.gumbel_ext.draw_rng_state.default
 
 
 @overload
@@ -377,9 +376,9 @@ def draw_rng_state(
     """
     if device is None and isinstance(generator, torch.Generator):
         device = generator.device
-    like = _empty(torch.float32, device).sum(0, keepdim=True)
+    like = _empty(torch.float32, device)
     check_optional("draw_rng_state", None, generator, None, like.device)
-    state: Tensor = _gumbel_softmax(like, 1.0, None, False, 0, None, False, generator, None)[2]
+    state: Tensor = _draw_rng_state(like, generator)
     return state
 
 
