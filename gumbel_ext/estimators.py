@@ -506,9 +506,7 @@ def gapped_straight_through(
     tau_number, tau_tensor = split_tau("gapped_straight_through", tau)
     gap_tensor = None
     if gap is not None:
-        if isinstance(gap, bool) or not isinstance(
-            gap, (int, float, torch.SymInt, torch.SymFloat)
-        ):
+        if isinstance(gap, bool) or not isinstance(gap, (int, float, torch.SymInt, torch.SymFloat)):
             raise TypeError(f"gapped_straight_through: gap must be a number or None, got {gap!r}")
         gap, gap_tensor = as_graph_input(gap)
     rng_state = checked_state("gapped_straight_through", logits, dim, mask, generator, rng_state)
