@@ -31,7 +31,7 @@ def split_tau(function: str, tau: Any, name: str = "tau") -> tuple[float, Tensor
     return as_graph_input(tau)
 
 
-def as_graph_input(number: float | torch.SymFloat | torch.SymInt) -> tuple[float, Tensor | None]:
+def as_graph_input(number: Any) -> tuple[float, Tensor | None]:
     """A number as an op takes it, and under compilation the tensor that takes its place.
 
     As an argument of the op, or of torch.full, a number would become a constant of the graph, and

@@ -39,7 +39,7 @@ def random_ops() -> Iterator[OpOverload]:
 
 
 def _trace_state(
-    mode: ProxyTorchDispatchMode,
+    mode: Any,
     op: OpOverload,
     types: Sequence[type],
     args: tuple[Any, ...] = (),
@@ -57,7 +57,7 @@ def _trace_state(
 
 
 def _trace_draw(
-    mode: ProxyTorchDispatchMode,
+    mode: Any,
     op: OpOverload,
     types: Sequence[type],
     args: tuple[Any, ...] = (),

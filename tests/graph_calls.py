@@ -56,8 +56,8 @@ def state_in_the_graph(x, dim):
 
 
 def vmapped(x, dim):
-    sample = partial(gumbel_ext.gumbel_softmax, tau=0.7)
-    return torch.vmap(sample, in_dims=dim, out_dims=dim, randomness="different")(x)
+    sample = partial(gumbel_ext.gumbel_softmax, tau=0.7, dim=dim - 1)
+    return torch.vmap(sample, randomness="different")(x)
 
 
 def log_density(x, dim, log_space):
