@@ -167,7 +167,7 @@ void check_binary(const char* op, const at::Tensor& logits, double tau,
   check_positions(op, positions, logits.dim());
 }
 
-int64_t check_topk(const char* op, const at::Tensor& logits, int64_t k, int64_t dim,
+int64_t check_topk(const char* op, const at::Tensor& logits, const c10::SymInt& k, int64_t dim,
                    const OptionalTensor& mask, const std::optional<at::Generator>& generator,
                    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state, positions);
@@ -195,13 +195,29 @@ int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor&
   return dim;
 }
 
-void check_conditional_draws(const char* op, int64_t k) {
+void check_conditional_draws(const char* op, const c10::SymInt& k) {
   TORCH_CHECK_VALUE(k >= 1, op, ": k must be at least 1, got ", k);
 }
 
-void check_gap(const char* op, std::optional<double> gap) {
+void check_gap(const char* op, std::optional<double> gap, const OptionalTensor& gap_tensor) {
+  if (gap_tensor) {
+    TORCH_CHECK_VALUE(gap_tensor->scalar_type() == at::kDouble && gap_tensor->dim() == 0, op,
+                      ": gap_tensor must be a float64 tensor without dimensions, got ",
+                      scalar_name(gap_tensor->scalar_type()), " of shape ",
+                      gap_tensor->sym_sizes());
+    return;
+  }
   TORCH_CHECK_VALUE(!gap || (std::isfinite(*gap) && *gap > 0), op,
                     ": gap must be positive and finite, or None, got ", *gap);
+}
+
+std::optional<double> gap_value(const char* op, std::optional<double> gap,
+                                const OptionalTensor& gap_tensor) {
+  check_gap(op, gap, gap_tensor);
+  if (!gap_tensor) return gap;
+  const double value = gap_tensor->item<double>();
+  check_gap(op, value, std::nullopt);
+  return value;
 }
 
 int64_t check_log_backward(const char* op, const at::Tensor& grad, const at::Tensor& log_y,
@@ -274,8 +290,9 @@ int64_t check_soft_argmax(const char* op, const at::Tensor& logits, double beta,
   TORCH_CHECK_VALUE(positions.device() == logits.device(), op,
                     ": positions must be on the device of logits (", logits.device(), "), got ",
                     positions.device());
-  TORCH_CHECK_VALUE(positions.dim() == 2 && positions.size(0) >= 1 &&
-                        positions.size(0) <= kMaxCoordinates && positions.sym_size(1) == classes,
+  TORCH_CHECK_VALUE(positions.dim() == 2 && positions.sym_size(0) >= 1 &&
+                        positions.sym_size(0) <= kMaxCoordinates &&
+                        positions.sym_size(1) == classes,
                     op, ": positions must be of shape [1 to ", kMaxCoordinates, ", ", classes,
                     "], got ", positions.sym_sizes());
   return dim;
@@ -287,7 +304,7 @@ int64_t check_soft_argmax_backward(const char* op, const at::Tensor& grad, const
                                    const at::Tensor& positions) {
   dim = check_soft_argmax(op, logits, beta, beta_tensor, dim, positions);
   c10::SymDimVector shape = shape_without(logits, dim);
-  shape.push_back(positions.size(0));
+  shape.push_back(positions.sym_size(0));
   TORCH_CHECK_TYPE(grad.scalar_type() == compute_dtype(logits.scalar_type()), op,
                    ": grad must have dtype ", scalar_name(compute_dtype(logits.scalar_type())),
                    ", got ", scalar_name(grad.scalar_type()));
@@ -323,12 +340,12 @@ c10::SymDimVector shape_reduced(const at::Tensor& logits, int64_t dim) {
   return shape;
 }
 
-c10::SymDimVector shape_with(const at::Tensor& logits, int64_t dim, int64_t k) {
+c10::SymDimVector shape_with(const at::Tensor& logits, int64_t dim, const c10::SymInt& size) {
   c10::SymDimVector shape(logits.sym_sizes().begin(), logits.sym_sizes().end());
   if (shape.empty()) {
-    shape.push_back(k);
+    shape.push_back(size);
   } else {
-    shape[dim] = k;
+    shape[dim] = size;
   }
   return shape;
 }

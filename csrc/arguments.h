@@ -47,7 +47,7 @@ int64_t check_forward(const char* op, const at::Tensor& logits, double tau,
 void check_binary(const char* op, const at::Tensor& logits, double tau,
                   const OptionalTensor& tau_tensor, const std::optional<at::Generator>& generator,
                   const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions);
-int64_t check_topk(const char* op, const at::Tensor& logits, int64_t k, int64_t dim,
+int64_t check_topk(const char* op, const at::Tensor& logits, const c10::SymInt& k, int64_t dim,
                    const OptionalTensor& mask, const std::optional<at::Generator>& generator,
                    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions);
 void check_noise(const char* op, const at::Tensor& like, c10::SymIntArrayRef size,
@@ -59,8 +59,11 @@ int64_t check_backward(const char* op, const at::Tensor& grad, const at::Tensor&
                        at::OptionalSymIntArrayRef positions);
 
 // Those that the estimators have besides.
-void check_conditional_draws(const char* op, int64_t k);
-void check_gap(const char* op, std::optional<double> gap);
+void check_conditional_draws(const char* op, const c10::SymInt& k);
+// A gap_tensor takes the place of gap; gap_value() reads it.
+void check_gap(const char* op, std::optional<double> gap, const OptionalTensor& gap_tensor);
+std::optional<double> gap_value(const char* op, std::optional<double> gap,
+                                const OptionalTensor& gap_tensor);
 
 // That of the log-space sample: log_y is of the dtype that grad is computed in.
 int64_t check_log_backward(const char* op, const at::Tensor& grad, const at::Tensor& log_y,
@@ -85,11 +88,11 @@ int64_t check_soft_argmax_backward(const char* op, const at::Tensor& grad, const
 void check_noise_at(const char* op, const at::Tensor& like, const at::Tensor& position,
                     const at::Tensor& rng_state);
 
-// The shape of logits with `dim` removed (indices), of size 1 (temperatures), or of size k, also
-// for logits without dimensions (gumbel_topk).
+// The shape of logits with `dim` removed (indices), of size 1 (temperatures), or of another size,
+// also for logits without dimensions (gumbel_topk).
 c10::SymDimVector shape_without(const at::Tensor& logits, int64_t dim);
 c10::SymDimVector shape_reduced(const at::Tensor& logits, int64_t dim);
-c10::SymDimVector shape_with(const at::Tensor& logits, int64_t dim, int64_t k);
+c10::SymDimVector shape_with(const at::Tensor& logits, int64_t dim, const c10::SymInt& size);
 
 // The type that a dtype is computed in.
 inline at::ScalarType compute_dtype(at::ScalarType dtype) {

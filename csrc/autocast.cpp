@@ -33,12 +33,12 @@ std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_autocast_cuda(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_rao_autocast_cuda(
-    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t k, int64_t dim,
-    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state) {
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, c10::SymInt k,
+    int64_t dim, const OptionalTensor& mask, bool return_index,
+    std::optional<at::Generator> generator, const OptionalTensor& rng_state) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
-  return gumbel_rao(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau, tau_tensor, k,
-                    dim, mask, return_index, generator, rng_state);
+  return gumbel_rao(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau, tau_tensor,
+                    std::move(k), dim, mask, return_index, generator, rng_state);
 }
 
 std::tuple<at::Tensor, at::Tensor> zgr_autocast_cuda(const at::Tensor& logits, int64_t dim,
@@ -64,11 +64,11 @@ std::tuple<at::Tensor, at::Tensor> gapped_straight_through_autocast_cuda(
     const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor,
     std::optional<double> gap, int64_t dim, const OptionalTensor& mask, bool return_index,
     std::optional<at::Generator> generator, const OptionalTensor& rng_state,
-    at::OptionalSymIntArrayRef positions) {
+    at::OptionalSymIntArrayRef positions, const OptionalTensor& gap_tensor) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
   return gapped_straight_through(at::autocast::cached_cast(at::kFloat, logits, at::kCUDA), tau,
                                  tau_tensor, gap, dim, mask, return_index, generator, rng_state,
-                                 positions);
+                                 positions, gap_tensor);
 }
 
 std::tuple<at::Tensor, at::Tensor> straight_through_softmax_autocast_cuda(

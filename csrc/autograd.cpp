@@ -349,12 +349,12 @@ at::Tensor gumbel_argmax_autograd(const at::Tensor& logits, int64_t dim, bool ke
   return gumbel_argmax(logits, dim, keepdim, mask, generator, rng_state, positions);
 }
 
-at::Tensor gumbel_topk_autograd(const at::Tensor& logits, int64_t k, int64_t dim,
+at::Tensor gumbel_topk_autograd(const at::Tensor& logits, c10::SymInt k, int64_t dim,
                                 const OptionalTensor& mask, std::optional<at::Generator> generator,
                                 const OptionalTensor& rng_state,
                                 at::OptionalSymIntArrayRef positions) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  return gumbel_topk(logits, k, dim, mask, generator, rng_state, positions);
+  return gumbel_topk(logits, std::move(k), dim, mask, generator, rng_state, positions);
 }
 
 }  // namespace
@@ -367,6 +367,7 @@ TORCH_LIBRARY_IMPL(gumbel_ext, Autograd, m) {
   m.impl("gumbel_argmax", &gumbel_argmax_autograd);
   m.impl("gumbel_topk", &gumbel_topk_autograd);
   m.impl("gumbel_noise", torch::CppFunction::makeFallthrough());
+  m.impl("draw_rng_state", torch::CppFunction::makeFallthrough());
   m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_autograd);
   m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_autograd);
 }

@@ -39,13 +39,6 @@ int64_t check_lookup(const char* op, const at::Tensor& logits, const at::Tensor&
   return dim;
 }
 
-// logits' shape with another size in the place of dim.
-c10::SymDimVector shape_with(const at::Tensor& logits, int64_t dim, const c10::SymInt& size) {
-  c10::SymDimVector shape(logits.sym_sizes().begin(), logits.sym_sizes().end());
-  shape[dim] = size;
-  return shape;
-}
-
 c10::SymInt lookup_groups(const at::Tensor& weight) {
   return weight.dim() == 3 ? weight.sym_size(0) : c10::SymInt(1);
 }

@@ -54,8 +54,6 @@ int64_t check_lookup_backward(const at::Tensor& grad, const at::Tensor& logits,
                               const OptionalTensor& mask, const at::Tensor& rng_state,
                               at::OptionalSymIntArrayRef positions);
 
-// logits' shape with another size in the place of dim.
-c10::SymDimVector shape_with(const at::Tensor& logits, int64_t dim, const c10::SymInt& size);
 c10::SymInt lookup_groups(const at::Tensor& weight);
 c10::SymDimVector lookup_shape(const at::Tensor& logits, const at::Tensor& weight, int64_t dim);
 c10::SymDimVector lookup_index_shape(const at::Tensor& logits, const at::Tensor& weight,

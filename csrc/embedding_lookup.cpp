@@ -28,9 +28,7 @@ at::Tensor code_rows(const at::Tensor& codes, int64_t dim) {
 at::Tensor state_of_call(const at::Tensor& logits, const std::optional<at::Generator>& generator,
                          const OptionalTensor& rng_state) {
   if (rng_state) return rng_state->to(logits.options().dtype(at::kLong), false, /*copy=*/true);
-  const at::Tensor one = at::zeros({1}, logits.options().dtype(at::kFloat));
-  return std::get<2>(gumbel_softmax(one, 1.0, std::nullopt, /*hard=*/false, 0, std::nullopt,
-                                    /*return_index=*/false, generator));
+  return draw_rng_state(logits, generator);
 }
 
 }  // namespace

@@ -32,11 +32,11 @@ auto find_op(const char* name, Result (*)(Parameters...)) {
 // ---- functions ----------------------------------------------------------------------------------
 
 SampleAndState gumbel_rao(const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor,
-                          int64_t k, int64_t dim, const OptionalTensor& mask, bool return_index,
+                          c10::SymInt k, int64_t dim, const OptionalTensor& mask, bool return_index,
                           std::optional<at::Generator> generator, const OptionalTensor& rng_state) {
   static const auto op = find_op("gumbel_ext::gumbel_rao", &gumbel_rao);
-  return op.call(logits, tau, tau_tensor, k, dim, mask, return_index, std::move(generator),
-                 rng_state);
+  return op.call(logits, tau, tau_tensor, std::move(k), dim, mask, return_index,
+                 std::move(generator), rng_state);
 }
 
 Sample zgr(const at::Tensor& logits, int64_t dim, const OptionalTensor& mask, bool return_index,
@@ -60,18 +60,19 @@ Sample gapped_straight_through(const at::Tensor& logits, double tau,
                                int64_t dim, const OptionalTensor& mask, bool return_index,
                                std::optional<at::Generator> generator,
                                const OptionalTensor& rng_state,
-                               at::OptionalSymIntArrayRef positions) {
+                               at::OptionalSymIntArrayRef positions,
+                               const OptionalTensor& gap_tensor) {
   static const auto op = find_op("gumbel_ext::gapped_straight_through", &gapped_straight_through);
   return op.call(logits, tau, tau_tensor, gap, dim, mask, return_index, std::move(generator),
-                 rng_state, positions);
+                 rng_state, positions, gap_tensor);
 }
 
 at::Tensor gumbel_rao_backward(const at::Tensor& grad, const at::Tensor& logits,
                                const at::Tensor& index, double tau,
-                               const OptionalTensor& tau_tensor, int64_t k, int64_t dim,
+                               const OptionalTensor& tau_tensor, c10::SymInt k, int64_t dim,
                                const OptionalTensor& mask, const at::Tensor& rng_state) {
   static const auto op = find_op("gumbel_ext::gumbel_rao_backward", &gumbel_rao_backward);
-  return op.call(grad, logits, index, tau, tau_tensor, k, dim, mask, rng_state);
+  return op.call(grad, logits, index, tau, tau_tensor, std::move(k), dim, mask, rng_state);
 }
 
 at::Tensor zgr_backward(const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index,
@@ -91,10 +92,11 @@ at::Tensor gapped_straight_through_backward(const at::Tensor& grad, const at::Te
                                             const at::Tensor& index, double tau,
                                             const OptionalTensor& tau_tensor,
                                             std::optional<double> gap, int64_t dim,
-                                            const OptionalTensor& mask) {
+                                            const OptionalTensor& mask,
+                                            const OptionalTensor& gap_tensor) {
   static const auto op =
       find_op("gumbel_ext::gapped_straight_through_backward", &gapped_straight_through_backward);
-  return op.call(grad, logits, index, tau, tau_tensor, gap, dim, mask);
+  return op.call(grad, logits, index, tau, tau_tensor, gap, dim, mask, gap_tensor);
 }
 
 namespace {
@@ -149,9 +151,10 @@ Sample reinmax_sample(const at::Tensor& logits, double tau, const OptionalTensor
 Sample gapped_sample(const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor,
                      std::optional<double> gap, int64_t dim, const OptionalTensor& mask,
                      bool return_index, std::optional<at::Generator> generator,
-                     const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
+                     const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions,
+                     const OptionalTensor& gap_tensor) {
   constexpr const char* op = "gapped_straight_through";
-  check_gap(op, gap);
+  gap_value(op, gap, gap_tensor);
   dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
   check_values(op, tau_tensor);
   auto [y, index, state] =
@@ -167,9 +170,10 @@ struct Estimator {
 
   Kind kind;
   double tau = 1;
-  int64_t k = 1;
+  c10::SymInt k = 1;
   std::optional<double> gap;
   int64_t dim = 0;
+  OptionalTensor gap_tensor;
 
   const char* name() const {
     constexpr const char* names[] = {"gumbel_rao", "zgr", "reinmax", "gapped_straight_through"};
@@ -193,7 +197,7 @@ at::Tensor product(const Estimator& e, const at::Tensor& v, const Factors& f) {
                               optional(f.mask));
     default:
       return gapped_straight_through_backward(v, f.logits, f.index, e.tau, optional(f.tau), e.gap,
-                                              e.dim, optional(f.mask));
+                                              e.dim, optional(f.mask), e.gap_tensor);
   }
 }
 
@@ -298,7 +302,7 @@ at::Tensor differentiable_product(const Estimator& e, const at::Tensor& grad, co
 }
 
 SampleAndState gumbel_rao_autograd(const at::Tensor& logits, double tau,
-                                   const OptionalTensor& tau_tensor, int64_t k, int64_t dim,
+                                   const OptionalTensor& tau_tensor, c10::SymInt k, int64_t dim,
                                    const OptionalTensor& mask, bool return_index,
                                    std::optional<at::Generator> generator,
                                    const OptionalTensor& rng_state) {
@@ -338,21 +342,24 @@ Sample reinmax_autograd(const at::Tensor& logits, double tau, const OptionalTens
 Sample gapped_autograd(const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor,
                        std::optional<double> gap, int64_t dim, const OptionalTensor& mask,
                        bool return_index, std::optional<at::Generator> generator,
-                       const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
-  auto [y, index, none] = differentiable_sample(
-      {Estimator::kGapped, tau, 1, gap, dim}, logits, tau_tensor, mask, return_index,
-      [&](bool with_index) -> SampleAndState {
-        auto [y, index] = gapped_straight_through(logits, tau, tau_tensor, gap, dim, mask,
-                                                  with_index, generator, rng_state, positions);
-        return {y, index, at::Tensor()};
-      });
+                       const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions,
+                       const OptionalTensor& gap_tensor) {
+  auto [y, index, none] =
+      differentiable_sample({Estimator::kGapped, tau, 1, gap, dim, gap_tensor}, logits, tau_tensor,
+                            mask, return_index, [&](bool with_index) -> SampleAndState {
+                              auto [y, index] = gapped_straight_through(
+                                  logits, tau, tau_tensor, gap, dim, mask, with_index, generator,
+                                  rng_state, positions, gap_tensor);
+                              return {y, index, at::Tensor()};
+                            });
   return {y, index};
 }
 
 at::Tensor gumbel_rao_backward_autograd(const at::Tensor& grad, const at::Tensor& logits,
                                         const at::Tensor& index, double tau,
-                                        const OptionalTensor& tau_tensor, int64_t k, int64_t dim,
-                                        const OptionalTensor& mask, const at::Tensor& rng_state) {
+                                        const OptionalTensor& tau_tensor, c10::SymInt k,
+                                        int64_t dim, const OptionalTensor& mask,
+                                        const at::Tensor& rng_state) {
   return differentiable_product(
       {Estimator::kGumbelRao, tau, k, std::nullopt, dim}, grad,
       {logits, index, tau_tensor.value_or(at::Tensor()), mask.value_or(at::Tensor()), rng_state});
@@ -376,9 +383,10 @@ at::Tensor reinmax_backward_autograd(const at::Tensor& grad, const at::Tensor& l
 at::Tensor gapped_backward_autograd(const at::Tensor& grad, const at::Tensor& logits,
                                     const at::Tensor& index, double tau,
                                     const OptionalTensor& tau_tensor, std::optional<double> gap,
-                                    int64_t dim, const OptionalTensor& mask) {
+                                    int64_t dim, const OptionalTensor& mask,
+                                    const OptionalTensor& gap_tensor) {
   return differentiable_product(
-      {Estimator::kGapped, tau, 1, gap, dim}, grad,
+      {Estimator::kGapped, tau, 1, gap, dim, gap_tensor}, grad,
       {logits, index, tau_tensor.value_or(at::Tensor()), mask.value_or(at::Tensor()), {}});
 }
 

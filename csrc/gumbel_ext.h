@@ -43,7 +43,7 @@ at::Tensor gumbel_argmax(const at::Tensor& logits, int64_t dim = -1, bool keepdi
 
 // The k largest of logits + Gumbel noise, in descending order: k classes sampled without
 // replacement. Shape of logits with dim of size k; -1 where there are no more classes above -inf.
-at::Tensor gumbel_topk(const at::Tensor& logits, int64_t k, int64_t dim = -1,
+at::Tensor gumbel_topk(const at::Tensor& logits, c10::SymInt k, int64_t dim = -1,
                        const std::optional<at::Tensor>& mask = std::nullopt,
                        std::optional<at::Generator> generator = std::nullopt,
                        const std::optional<at::Tensor>& rng_state = std::nullopt,
@@ -54,6 +54,10 @@ at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,
                         std::optional<at::Generator> generator = std::nullopt,
                         const std::optional<at::Tensor>& rng_state = std::nullopt,
                         at::OptionalSymIntArrayRef positions = std::nullopt);
+
+// The rng_state of one call, on the device of `like`: the generator advances as by that call.
+at::Tensor draw_rng_state(const at::Tensor& like,
+                          std::optional<at::Generator> generator = std::nullopt);
 
 // y = sigmoid((logits + logistic noise) / tau), elementwise; with `hard` 1 where logits + noise >
 // 0, else 0, with the gradient of the soft sample. Maddison et al., appendix B. A tau_tensor
@@ -132,9 +136,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> concrete_log_prob_backward(
 // Paulus, Maddison, Krause, arXiv 2010.04838. Also returns the rng_state that was used.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_rao(
     const at::Tensor& logits, double tau = 1.0,
-    const std::optional<at::Tensor>& tau_tensor = std::nullopt, int64_t k = 10, int64_t dim = -1,
-    const std::optional<at::Tensor>& mask = std::nullopt, bool return_index = false,
-    std::optional<at::Generator> generator = std::nullopt,
+    const std::optional<at::Tensor>& tau_tensor = std::nullopt, c10::SymInt k = 10,
+    int64_t dim = -1, const std::optional<at::Tensor>& mask = std::nullopt,
+    bool return_index = false, std::optional<at::Generator> generator = std::nullopt,
     const std::optional<at::Tensor>& rng_state = std::nullopt);
 
 // Its limit for tau -> 0. Shekhovtsov, ICML 2023.
@@ -155,20 +159,22 @@ std::tuple<at::Tensor, at::Tensor> reinmax(
     at::OptionalSymIntArrayRef positions = std::nullopt);
 
 // Gapped straight-through; without a gap, that of the probability p of the sample, -log(1 - p) / p.
-// Fan et al., arXiv 2206.07235.
+// A gap_tensor, float64 without dimensions, takes the place of gap. Fan et al., arXiv 2206.07235.
 std::tuple<at::Tensor, at::Tensor> gapped_straight_through(
     const at::Tensor& logits, double tau = 1.0,
     const std::optional<at::Tensor>& tau_tensor = std::nullopt, std::optional<double> gap = 1.0,
     int64_t dim = -1, const std::optional<at::Tensor>& mask = std::nullopt,
     bool return_index = false, std::optional<at::Generator> generator = std::nullopt,
     const std::optional<at::Tensor>& rng_state = std::nullopt,
-    at::OptionalSymIntArrayRef positions = std::nullopt);
+    at::OptionalSymIntArrayRef positions = std::nullopt,
+    const std::optional<at::Tensor>& gap_tensor = std::nullopt);
 
 // Their backward ops.
 at::Tensor gumbel_rao_backward(const at::Tensor& grad, const at::Tensor& logits,
                                const at::Tensor& index, double tau,
-                               const std::optional<at::Tensor>& tau_tensor, int64_t k, int64_t dim,
-                               const std::optional<at::Tensor>& mask, const at::Tensor& rng_state);
+                               const std::optional<at::Tensor>& tau_tensor, c10::SymInt k,
+                               int64_t dim, const std::optional<at::Tensor>& mask,
+                               const at::Tensor& rng_state);
 at::Tensor zgr_backward(const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index,
                         int64_t dim, const std::optional<at::Tensor>& mask);
 at::Tensor reinmax_backward(const at::Tensor& grad, const at::Tensor& logits,
@@ -179,6 +185,7 @@ at::Tensor gapped_straight_through_backward(const at::Tensor& grad, const at::Te
                                             const at::Tensor& index, double tau,
                                             const std::optional<at::Tensor>& tau_tensor,
                                             std::optional<double> gap, int64_t dim,
-                                            const std::optional<at::Tensor>& mask);
+                                            const std::optional<at::Tensor>& mask,
+                                            const std::optional<at::Tensor>& gap_tensor);
 
 }  // namespace gumbel_ext

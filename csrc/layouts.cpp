@@ -40,6 +40,7 @@ std::vector<torch::Library> register_refusals() {
              "gumbel_argmax",
              "gumbel_topk",
              "gumbel_noise",
+             "draw_rng_state",
              "gumbel_softmax_backward",
              "gumbel_softmax_hard_backward",
              "gumbel_embedding",

@@ -29,13 +29,18 @@ TORCH_LIBRARY(gumbel_ext, m) {
       "-> Tensor",
       random);
   m.def(
-      "gumbel_topk(Tensor logits, int k, int dim, Tensor? mask, Generator? generator, "
+      "gumbel_topk(Tensor logits, SymInt k, int dim, Tensor? mask, Generator? generator, "
       "Tensor? rng_state, SymInt[]? positions=None) -> Tensor index",
       random);
   m.def(
       "gumbel_noise(Tensor like, SymInt[] size, Generator? generator, Tensor? rng_state, SymInt[]? "
       "positions=None) -> Tensor",
       random);
+
+  // The state of one call. In a traced graph `after` is the draw before it, which keeps their order
+  // and tells two draws apart; see gumbel_ext/_random_ops.py.
+  m.def("draw_rng_state(Tensor like, Generator? generator, Tensor? after=None) -> Tensor rng_state",
+        random);
 
   m.def(
       "gumbel_softmax_backward(Tensor grad, Tensor y, Tensor index, float tau, Tensor? tau_tensor, "
@@ -113,13 +118,13 @@ TORCH_LIBRARY(gumbel_ext, m) {
   // of gumbel_rao_backward has the noise positions (1 + n) * numel + row * classes + class, rows
   // counted with dim moved last.
   m.def(
-      "gumbel_rao(Tensor logits, float tau, Tensor? tau_tensor, int k, int dim, Tensor? mask, bool "
-      "return_index, Generator? generator, Tensor? rng_state) -> (Tensor y, Tensor index, Tensor "
-      "used_rng_state)",
+      "gumbel_rao(Tensor logits, float tau, Tensor? tau_tensor, SymInt k, int dim, Tensor? mask, "
+      "bool return_index, Generator? generator, Tensor? rng_state) -> (Tensor y, Tensor index, "
+      "Tensor used_rng_state)",
       random);
   m.def(
       "gumbel_rao_backward(Tensor grad, Tensor logits, Tensor index, float tau, Tensor? "
-      "tau_tensor, int k, int dim, Tensor? mask, Tensor rng_state) -> Tensor grad_logits",
+      "tau_tensor, SymInt k, int dim, Tensor? mask, Tensor rng_state) -> Tensor grad_logits",
       deterministic);
   m.def(
       "zgr(Tensor logits, int dim, Tensor? mask, bool return_index, Generator? generator, Tensor? "
@@ -141,11 +146,12 @@ TORCH_LIBRARY(gumbel_ext, m) {
   m.def(
       "gapped_straight_through(Tensor logits, float tau, Tensor? tau_tensor, float? gap, int dim, "
       "Tensor? mask, bool return_index, Generator? generator, Tensor? rng_state, SymInt[]? "
-      "positions=None) -> (Tensor y, Tensor index)",
+      "positions=None, Tensor? gap_tensor=None) -> (Tensor y, Tensor index)",
       random);
   m.def(
       "gapped_straight_through_backward(Tensor grad, Tensor logits, Tensor index, float tau, "
-      "Tensor? tau_tensor, float? gap, int dim, Tensor? mask) -> Tensor grad_logits",
+      "Tensor? tau_tensor, float? gap, int dim, Tensor? mask, Tensor? gap_tensor=None) -> Tensor "
+      "grad_logits",
       deterministic);
 
   m.def(
@@ -205,16 +211,23 @@ at::Tensor gumbel_argmax(const at::Tensor& logits, int64_t dim, bool keepdim,
   return op.call(logits, dim, keepdim, mask, generator, rng_state, positions);
 }
 
-at::Tensor gumbel_topk(const at::Tensor& logits, int64_t k, int64_t dim,
+at::Tensor gumbel_topk(const at::Tensor& logits, c10::SymInt k, int64_t dim,
                        const std::optional<at::Tensor>& mask,
                        std::optional<at::Generator> generator,
                        const std::optional<at::Tensor>& rng_state,
                        at::OptionalSymIntArrayRef positions) {
-  using Function = at::Tensor(const at::Tensor&, int64_t, int64_t, const std::optional<at::Tensor>&,
-                              std::optional<at::Generator>, const std::optional<at::Tensor>&,
-                              at::OptionalSymIntArrayRef);
+  using Function = at::Tensor(const at::Tensor&, c10::SymInt, int64_t,
+                              const std::optional<at::Tensor>&, std::optional<at::Generator>,
+                              const std::optional<at::Tensor>&, at::OptionalSymIntArrayRef);
   static const auto op = find_op<Function>("gumbel_ext::gumbel_topk");
-  return op.call(logits, k, dim, mask, generator, rng_state, positions);
+  return op.call(logits, std::move(k), dim, mask, generator, rng_state, positions);
+}
+
+at::Tensor draw_rng_state(const at::Tensor& like, std::optional<at::Generator> generator) {
+  using Function =
+      at::Tensor(const at::Tensor&, std::optional<at::Generator>, const std::optional<at::Tensor>&);
+  static const auto op = find_op<Function>("gumbel_ext::draw_rng_state");
+  return op.call(like, generator, std::nullopt);
 }
 
 at::Tensor gumbel_noise(const at::Tensor& like, at::IntArrayRef size,

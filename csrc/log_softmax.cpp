@@ -40,8 +40,7 @@ Sample log_softmax_of_ops(const at::Tensor& logits, double tau, const OptionalTe
   if (rng_state) {
     state = rng_state->to(logits.device(), at::kLong, /*non_blocking=*/false, /*copy=*/true);
   } else {
-    state = std::get<2>(gumbel_softmax(at::zeros({1}, logits.options()), 1.0, std::nullopt, false,
-                                       0, std::nullopt, false, generator));
+    state = draw_rng_state(logits, generator);
   }
   const at::Tensor wide = logits.to(compute_dtype(logits.scalar_type()));
   at::Tensor scores =

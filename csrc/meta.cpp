@@ -38,7 +38,7 @@ at::Tensor gumbel_argmax_meta(const at::Tensor& logits, int64_t dim, bool keepdi
                           logits.options().dtype(at::kLong));
 }
 
-at::Tensor gumbel_topk_meta(const at::Tensor& logits, int64_t k, int64_t dim,
+at::Tensor gumbel_topk_meta(const at::Tensor& logits, c10::SymInt k, int64_t dim,
                             const OptionalTensor& mask, std::optional<at::Generator> generator,
                             const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   dim = check_topk("gumbel_topk", logits, k, dim, mask, generator, rng_state, positions);
@@ -51,6 +51,11 @@ at::Tensor gumbel_noise_meta(const at::Tensor& like, c10::SymIntArrayRef size,
                              at::OptionalSymIntArrayRef positions) {
   check_noise("gumbel_noise", like, size, generator, rng_state, positions);
   return at::empty_symint(size, like.options());
+}
+
+at::Tensor draw_rng_state_meta(const at::Tensor& like, std::optional<at::Generator> /*generator*/,
+                               const OptionalTensor& /*after*/) {
+  return at::empty({2}, like.options().dtype(at::kLong));
 }
 
 std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_meta(const at::Tensor& grad,
@@ -95,9 +100,9 @@ std::tuple<at::Tensor, at::Tensor> straight_through_softmax_backward_meta(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_rao_meta(
-    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t k, int64_t dim,
-    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state) {
+    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, c10::SymInt k,
+    int64_t dim, const OptionalTensor& mask, bool return_index,
+    std::optional<at::Generator> generator, const OptionalTensor& rng_state) {
   constexpr const char* op = "gumbel_rao";
   check_conditional_draws(op, k);
   dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, std::nullopt);
@@ -107,7 +112,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_rao_meta(
 
 at::Tensor gumbel_rao_backward_meta(const at::Tensor& grad, const at::Tensor& logits,
                                     const at::Tensor& index, double tau,
-                                    const OptionalTensor& tau_tensor, int64_t k, int64_t dim,
+                                    const OptionalTensor& tau_tensor, c10::SymInt k, int64_t dim,
                                     const OptionalTensor& mask, const at::Tensor& rng_state) {
   constexpr const char* op = "gumbel_rao_backward";
   check_conditional_draws(op, k);
@@ -155,9 +160,9 @@ std::tuple<at::Tensor, at::Tensor> gapped_straight_through_meta(
     const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor,
     std::optional<double> gap, int64_t dim, const OptionalTensor& mask, bool return_index,
     std::optional<at::Generator> generator, const OptionalTensor& rng_state,
-    at::OptionalSymIntArrayRef positions) {
+    at::OptionalSymIntArrayRef positions, const OptionalTensor& gap_tensor) {
   constexpr const char* op = "gapped_straight_through";
-  check_gap(op, gap);
+  check_gap(op, gap, gap_tensor);
   dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
   return empty_sample(logits, dim, return_index);
 }
@@ -166,9 +171,10 @@ at::Tensor gapped_straight_through_backward_meta(const at::Tensor& grad, const a
                                                  const at::Tensor& index, double tau,
                                                  const OptionalTensor& tau_tensor,
                                                  std::optional<double> gap, int64_t dim,
-                                                 const OptionalTensor& mask) {
+                                                 const OptionalTensor& mask,
+                                                 const OptionalTensor& gap_tensor) {
   constexpr const char* op = "gapped_straight_through_backward";
-  check_gap(op, gap);
+  check_gap(op, gap, gap_tensor);
   check_backward(op, grad, logits, index, tau, tau_tensor, dim, mask, std::nullopt, std::nullopt);
   return at::empty_like(logits);
 }
@@ -202,6 +208,7 @@ TORCH_LIBRARY_IMPL(gumbel_ext, Meta, m) {
   m.impl("gumbel_argmax", &gumbel_argmax_meta);
   m.impl("gumbel_topk", &gumbel_topk_meta);
   m.impl("gumbel_noise", &gumbel_noise_meta);
+  m.impl("draw_rng_state", &draw_rng_state_meta);
   m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_meta);
   m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_meta);
   m.impl("straight_through_softmax", &straight_through_softmax_meta);

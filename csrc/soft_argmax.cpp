@@ -69,7 +69,8 @@ struct Expectation {
     // Centred in float64, so that coordinates that are all large lose nothing in float32.
     const at::Tensor exact = positions.to(at::kDouble);
     const at::Tensor middle = ((exact.amax(1, true) + exact.amin(1, true)) / 2).detach();
-    for (int64_t k = 0; k < positions.size(0); ++k) {
+    const int64_t coordinates = positions.sym_size(0).guard_int(__FILE__, __LINE__);
+    for (int64_t k = 0; k < coordinates; ++k) {
       const at::Tensor places = exact[k] - middle[k];
       const at::Tensor at_index =
           places.index_select(0, index.flatten()).view_symint(index.sym_sizes());

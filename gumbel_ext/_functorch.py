@@ -286,6 +286,23 @@ def _gumbel_noise(
     return level.wrap(noise)
 
 
+def _draw_rng_state(
+    like: Tensor, generator: torch.Generator | None, after: Tensor | None = None
+) -> Tensor:
+    level = _Level("draw_rng_state")
+    different = level.draws(None)
+    state: Tensor
+    with level.below():
+        # Of like only the device counts.
+        like = level.unwrap(like)[0]
+        if not different:
+            state = _ops.draw_rng_state(like, generator)
+            return state
+        drawn = [_ops.draw_rng_state(like, generator) for _ in range(level.size)]
+        state = torch.stack(drawn) if drawn else like.new_empty((0, 2), dtype=torch.int64)
+    return level.wrap(state)
+
+
 def _gumbel_softmax_backward(
     grad: Tensor,
     y: Tensor,
@@ -506,6 +523,7 @@ _library.impl("gumbel_softmax", _gumbel_softmax, "FuncTorchVmapMode")
 _library.impl("gumbel_argmax", _gumbel_argmax, "FuncTorchVmapMode")
 _library.impl("gumbel_topk", _gumbel_topk, "FuncTorchVmapMode")
 _library.impl("gumbel_noise", _gumbel_noise, "FuncTorchVmapMode")
+_library.impl("draw_rng_state", _draw_rng_state, "FuncTorchVmapMode")
 _library.impl("gumbel_log_softmax", _gumbel_log_softmax, "FuncTorchVmapMode")
 _library.impl("gumbel_softmax_backward", _gumbel_softmax_backward, "FuncTorchBatched")
 _library.impl("gumbel_softmax_hard_backward", _gumbel_softmax_hard_backward, "FuncTorchBatched")

@@ -54,8 +54,7 @@ def _gumbel_embedding(
             )
             return level.wrap(out), level.wrap(index), state
 
-        draw = (1.0, None, False, 0, None, False, generator, common)
-        state = _ops.gumbel_softmax(whole.new_zeros(1), *draw)[2]
+        state = _ops.draw_rng_state(whole, generator) if common is None else common
         base, stride, *strides = where or [0, *row_major_strides(whole.shape)]
         results = []
         for i in range(level.size):

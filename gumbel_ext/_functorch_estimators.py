@@ -160,9 +160,10 @@ def _gapped_straight_through(
     generator: torch.Generator | None,
     rng_state: Tensor | None,
     positions: Positions | None = None,
+    gap_tensor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     def sample(logits: Tensor, tau_tensor: Tensor | None, *rest: Any) -> Any:
-        return _ops.gapped_straight_through(logits, tau, tau_tensor, gap, *rest)
+        return _ops.gapped_straight_through(logits, tau, tau_tensor, gap, *rest, gap_tensor)
 
     rest = (dim, mask, return_index, generator, rng_state, positions)
     return _hard_sample("gapped_straight_through", sample, logits, tau_tensor, *rest)
@@ -177,6 +178,7 @@ def _gapped_straight_through_backward(
     gap: float | None,
     dim: int,
     mask: Tensor | None,
+    gap_tensor: Tensor | None = None,
 ) -> Tensor:
     name = "gapped_straight_through_backward"
 
@@ -184,17 +186,10 @@ def _gapped_straight_through_backward(
         grad: Tensor, logits: Tensor, index: Tensor, tau_tensor: Tensor | None, *rest: Any
     ) -> Any:
         return _ops.gapped_straight_through_backward(
-            grad, logits, index, tau, tau_tensor, gap, *rest
+            grad, logits, index, tau, tau_tensor, gap, *rest, gap_tensor
         )
 
     return _gradient(name, product, grad, logits, index, tau_tensor, dim, mask)
-
-
-def _draw_state(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    state: Tensor = _ops.gumbel_softmax(
-        torch.zeros(1, device=like.device), 1.0, None, True, 0, None, False, generator, None
-    )[2]
-    return state
 
 
 def _stack(level: _Level, results: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
@@ -235,7 +230,7 @@ def _gumbel_rao(
         return level.wrap(y), level.wrap(index) if return_index else index, state
     if rng_state is None and not different:
         with level.below():
-            rng_state = _draw_state(level.unwrap(logits)[0], generator)
+            rng_state = _ops.draw_rng_state(level.unwrap(logits)[0], generator)
         generator = None
     args = (logits, tau, tau_tensor, k, dim, mask, return_index, generator, rng_state)
     if not different and not level.has(logits, tau_tensor, mask, rng_state):

@@ -1,84 +1,93 @@
-"""Keeps compilers from merging two calls of a random op with equal arguments, which draw twice.
+"""What tracing makes of an op that draws: a draw of its state, and the op as a function of it.
 
-AOTAutograd eliminates common subexpressions in training graphs. What is random it knows from a list
-of its own, not from the tag ``nondeterministic_seeded``.
+Compilers rearrange a graph as if equal calls had equal results: AOTAutograd merges them, and its
+partitioner recomputes in the backward what costs less than to keep. Each knows the random ops of
+PyTorch from a list of its own; neither asks for the tag ``nondeterministic_seeded``. With the state
+as an argument an op is free to be merged or recomputed. What draws the state is not: it is marked
+as a result to keep, and it takes the state that was drawn before it, so that no two draws are equal
+and their order stays that of eager.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy
 
-__all__ = ["keep_equal_calls_apart"]
+_NAMESPACE = "gumbel_ext"
 
-_MODULE = "torch._functorch.compile_utils"
+_draw_rng_state = torch.ops.gumbel_ext.draw_rng_state.default
 
-
-def keep_equal_calls_apart() -> None:
-    """Adds this package's random ops to the list, now or as soon as there is one.
-
-    Importing the module takes half a second, which only those who compile should pay.
-    """
-    module = sys.modules.get(_MODULE)
-    if module is not None:
-        _add_to(module)
-    else:
-        sys.meta_path.insert(0, _Finder())
+# The last state of every device, whose generators know nothing of one another.
+_drawn: WeakKeyDictionary[Any, dict[torch.device, torch.Tensor]] = WeakKeyDictionary()
 
 
-def _add_to(module: ModuleType) -> None:
-    random_ops = getattr(module, "rand_ops", None)
-    if isinstance(random_ops, list):
-        ops = torch.ops.gumbel_ext
-        random_ops += [
-            ops.binary_concrete,
-            ops.gapped_straight_through,
-            ops.gumbel_argmax,
-            ops.gumbel_embedding,
-            ops.gumbel_log_softmax,
-            ops.gumbel_noise,
-            ops.gumbel_rao,
-            ops.gumbel_softmax,
-            ops.gumbel_topk,
-            ops.logistic_noise,
-            ops.reinmax,
-            ops.zgr,
-        ]
+def random_ops() -> Iterator[OpOverload]:
+    """The ops of this package that draw, by their tag."""
+    for name in torch._C._dispatch_get_all_op_names():
+        namespace, _, op_name = name.partition("::")
+        if namespace == _NAMESPACE:
+            op = getattr(torch.ops.gumbel_ext, op_name).default
+            if torch.Tag.nondeterministic_seeded in op.tags:
+                yield op
 
 
-class _Finder(MetaPathFinder):
-    """Finds the one module as if it were not there, and is gone with that."""
+def _trace_state(
+    mode: Any,
+    op: OpOverload,
+    types: Sequence[type],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    device = args[0].device
+    drawn = _drawn.setdefault(mode.tracer, {})
+    args = (*args[:2], drawn.get(device, *args[2:]))
+    state = mode.__torch_dispatch__(op, types, args, dict(kwargs or {}))
+    if state is not NotImplemented:
+        drawn[device] = state
+        *_, node = mode.tracer.graph.find_nodes(op="call_function", target=op)
+        node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+    return state
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != _MODULE:
-            return None
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _LoaderThatAdds(spec.loader)
-        return spec
+
+def _trace_draw(
+    mode: Any,
+    op: OpOverload,
+    types: Sequence[type],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    names = [argument.name for argument in op._schema.arguments]
+    values = dict(zip(names, args, strict=False)) | dict(kwargs or {})
+    # The mode leaves other subclasses to themselves, and comes back for the tensors in them.
+    foreign = any(kind is not FakeTensor for kind in types)
+    if foreign or values.get("rng_state") is not None or _draws_nothing(values):
+        return mode.__torch_dispatch__(op, types, args, dict(kwargs or {}))
+    with mode:
+        values["rng_state"] = _draw_rng_state(args[0], values["generator"])
+        values["generator"] = None
+        return op(**values)
 
 
-class _LoaderThatAdds(Loader):
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+def _draws_nothing(values: Mapping[str, Any]) -> bool:
+    """Whether the call is known to be of nothing: it leaves the generator as it is."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
+    shape = values["size"] if "size" in values else values["logits"].shape
+    return any(statically_known_true(extent == 0) for extent in (*shape, values.get("k", 1)))
 
-    def exec_module(self, module: ModuleType) -> None:
-        # Source and resources are asked of the module's own loader.
-        module.__loader__ = self.loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.loader
-        self.loader.exec_module(module)
-        _add_to(module)
+
+_library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+for _op in random_ops():
+    torch.library.register_torch_dispatch(
+        _op._schema.name,
+        ProxyTorchDispatchMode,
+        _trace_state if _op is _draw_rng_state else _trace_draw,
+        lib=_library,
+    )

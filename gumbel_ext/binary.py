@@ -32,13 +32,11 @@ from gumbel_ext._arguments import (
     split_tau,
     state_beside,
 )
-from gumbel_ext._random_ops import keep_equal_calls_apart
 
 __all__ = ["binary_concrete", "binary_concrete_log_prob", "logistic_noise"]
 
 Number: TypeAlias = float | int
 
-keep_equal_calls_apart()
 
 _binary_concrete = torch.ops.gumbel_ext.binary_concrete.default
 _logistic_noise = torch.ops.gumbel_ext.logistic_noise.default

@@ -21,13 +21,10 @@ from gumbel_ext._arguments import (
     checked_state,
     split_tau,
 )
-from gumbel_ext._random_ops import keep_equal_calls_apart
 
 __all__ = ["concrete_log_prob", "gumbel_log_softmax"]
 
 Number: TypeAlias = float | int
-
-keep_equal_calls_apart()
 
 _gumbel_log_softmax = torch.ops.gumbel_ext.gumbel_log_softmax.default
 _concrete_log_prob = torch.ops.gumbel_ext.concrete_log_prob.default

@@ -20,14 +20,18 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch_estimators as _functorch_estimators  # torch.vmap's rules
-from gumbel_ext._arguments import as_bool, as_int, as_number, checked_state, split_tau
-from gumbel_ext._random_ops import keep_equal_calls_apart
+from gumbel_ext._arguments import (
+    as_bool,
+    as_graph_input,
+    as_int,
+    as_number,
+    checked_state,
+    split_tau,
+)
 
 __all__ = ["gapped_straight_through", "gumbel_rao", "reinmax", "zgr"]
 
 Number: TypeAlias = float | int
-
-keep_equal_calls_apart()
 
 _gumbel_rao = torch.ops.gumbel_ext.gumbel_rao.default
 _zgr = torch.ops.gumbel_ext.zgr.default
@@ -516,8 +520,11 @@ def gapped_straight_through(
         )
         return overridden
     tau_number, tau_tensor = split_tau("gapped_straight_through", tau)
+    gap_tensor = None
     if gap is not None:
-        gap = as_number("gapped_straight_through", "gap", gap, "a number or None")
+        gap, gap_tensor = as_graph_input(
+            as_number("gapped_straight_through", "gap", gap, "a number or None")
+        )
     dim, return_index = (
         as_int("gapped_straight_through", "dim", dim),
         as_bool("gapped_straight_through", "return_index", return_index),
@@ -526,6 +533,15 @@ def gapped_straight_through(
     y: Tensor
     index: Tensor
     y, index = _gapped_straight_through(
-        logits, tau_number, tau_tensor, gap, dim, mask, return_index, generator, rng_state
+        logits,
+        tau_number,
+        tau_tensor,
+        gap,
+        dim,
+        mask,
+        return_index,
+        generator,
+        rng_state,
+        gap_tensor=gap_tensor,
     )
     return (y, index) if return_index else y

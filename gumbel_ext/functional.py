@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
+from gumbel_ext import _random_ops as _random_ops  # and what tracing does
 from gumbel_ext._arguments import (
     as_bool,
     as_int,
@@ -32,17 +33,16 @@ from gumbel_ext._arguments import (
     state_beside,
     wrapped_dim,
 )
-from gumbel_ext._random_ops import keep_equal_calls_apart
 
 __all__ = ["draw_rng_state", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
 Number: TypeAlias = float | int
 
-keep_equal_calls_apart()
 
 _gumbel_softmax = torch.ops.gumbel_ext.gumbel_softmax.default
 _gumbel_argmax = torch.ops.gumbel_ext.gumbel_argmax.default
 _gumbel_noise = torch.ops.gumbel_ext.gumbel_noise.default
+_draw_rng_state = torch.ops.gumbel_ext.draw_rng_state.default
 
 
 @overload
@@ -382,7 +382,7 @@ def draw_rng_state(
     """
     if device is None and isinstance(generator, torch.Generator):
         device = generator.device
-    like = empty("draw_rng_state", torch.float32, device).sum(0, keepdim=True)
+    like = empty("draw_rng_state", torch.float32, device)
     check_optional("draw_rng_state", None, generator, None, like.device)
-    state: Tensor = _gumbel_softmax(like, 1.0, None, False, 0, None, False, generator, None)[2]
+    state: Tensor = _draw_rng_state(like, generator)
     return state

@@ -56,6 +56,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         ops.gumbel_softmax.default: _gumbel_softmax,
         ops.gumbel_argmax.default: _gumbel_argmax,
         ops.gumbel_noise.default: _gumbel_noise,
+        ops.draw_rng_state.default: _draw_rng_state,
     }
 
 
@@ -195,6 +196,15 @@ def _possible(mask: Value, scores: Value, dim: int) -> Value:
 
 
 # ---- the noise ----------------------------------------------------------------------------------
+
+
+def _draw_rng_state(
+    like: Floating,
+    generator: Optional[str],  # noqa: UP045
+    after: Optional[INT64] = None,  # noqa: UP045
+) -> INT64:
+    state: INT64 = _state(None)
+    return state
 
 
 def _state(rng_state: Value | None) -> Value:

@@ -177,7 +177,8 @@ def relaxed_topk(
     (straight-through). ``k = 1`` is :func:`gumbel_ext.gumbel_softmax`.
 
     For ``k > 1`` it is made of PyTorch's operations on the noise of this package, about ten passes
-    over the logits a class chosen, in time and, where a gradient is wanted, in memory.
+    over the logits a class chosen, in time and, where a gradient is wanted, in memory. A compiled
+    graph has the ``k`` rounds one after the other: another ``k`` is another graph.
 
     Args:
         logits: unnormalised log-probabilities, any shape, float16, bfloat16, float32 or float64.

@@ -277,10 +277,7 @@ MODES = pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cud
 @feature('torch.compile(mode="reduce-overhead")', SOFTMAX)
 @MODES
 def test_modes_equal_eager(device, hard, mode):
-    """Forward and backward twice: where there are CUDA graphs, the second is a replay.
-
-    One random op a graph: in "reduce-overhead" Inductor may move one before another on the CPU.
-    """
+    """Forward and backward twice: where there are CUDA graphs, the second is a replay."""
 
     def sample(x):
         y, index = gumbel_ext.gumbel_softmax(x.sin(), 0.5, hard, return_index=True)

@@ -1,5 +1,7 @@
 """Every op traces for CUDA on a machine without a GPU: shapes, devices, graphs of one call each.
 
+What draws has a call before it that draws its state.
+
 Fake tensors have a device and no memory, so nothing here launches a kernel. Only autograd needs a
 torch with CUDA, as one without ends the process, and autograd's engine a GPU.
 """
@@ -25,6 +27,7 @@ OP_NAMES = (
     "binary_concrete_backward",
     "concrete_log_prob",
     "concrete_log_prob_backward",
+    "draw_rng_state",
     "gapped_straight_through_backward",
     "gumbel_argmax",
     "gumbel_embedding",
@@ -345,6 +348,9 @@ def test_bad_arguments_are_named_while_tracing():
 PRODUCT = {"aten.ones.default", "aten.mul.Tensor"}
 
 
+STATE = "gumbel_ext.draw_rng_state.default"
+
+
 def calls(graph_module):
     """The ops that a graph calls, in its order, less those that do no work on a device."""
     return [
@@ -357,10 +363,11 @@ def calls(graph_module):
 
 
 def split(graph_module):
-    """The names of our ops that a graph calls, and the set of all others."""
+    """The names of our ops that a graph calls, less those that draw states, and of all others."""
     called = calls(graph_module)
     ours = [name for name in called if name.startswith("gumbel_ext.")]
-    return ours, {name for name in called if name not in ours}
+    others = {name for name in called if name not in ours}
+    return [name for name in ours if name != STATE], others
 
 
 def results(graph_module):
@@ -487,6 +494,9 @@ def test_graph_is_one_call(case, capture):
     graph = CAPTURES[capture](module, arguments)
     ours, others = split(graph)
     assert ours == [f"gumbel_ext.{op}.default"]
+    # The case of all arguments is given a state; what is exported keeps an op as it was called.
+    draws = case != "all" and capture in ("compile", "make_fx")
+    assert calls(graph).count(STATE) == draws
     # The noise takes the device and dtype of an empty tensor.
     number = len(arguments) < 2 or not isinstance(arguments[1], torch.Tensor)
     allowed = {"aten.empty.memory_format"} if op == "gumbel_noise" else PRODUCT if number else set()
@@ -576,7 +586,7 @@ def test_gradient_to_differentiate_again(hard, dtype):
     draws = ["gumbel_ext.gumbel_softmax.default"] * (2 if hard else 1)
     assert split(graph)[0] == [*draws, backward_name(False)]
     if hard:
-        first, second, _ = [n for n in graph.graph.nodes if "gumbel_ext" in str(n.target)]
+        _, first, second, _ = [n for n in graph.graph.nodes if "gumbel_ext" in str(n.target)]
         state = second.args[8]
         assert (state.target, state.args) == (operator.getitem, (first, 2))
     assert [described(value) for value in results(graph)] == [
@@ -595,7 +605,7 @@ def test_compiled_backward_is_one_call(hard, dynamic, place):
     tau = torch.empty(4, 1, 1, device=place, requires_grad=True)
     mask = torch.empty(5, 1, device=place, dtype=torch.bool)
     forward, backward = compile_to_graphs(Sample(hard=hard), (logits, tau, mask), dynamic)
-    assert calls(forward) == ["gumbel_ext.gumbel_softmax.default"]
+    assert calls(forward) == [STATE, "gumbel_ext.gumbel_softmax.default"]
     ours, others = split(backward)
     assert ours == [backward_name(hard)]
     assert others <= {"aten.sum.dim_IntList"}
@@ -613,7 +623,7 @@ def test_compiled_binary_backward_is_one_call(hard, place):
     logits = torch.empty(4, 5, 6, device=place, dtype=torch.bfloat16, requires_grad=True)
     tau = torch.empty(4, 1, 1, device=place, requires_grad=True)
     forward, backward = compile_to_graphs(Gate(hard), (logits, tau))
-    assert calls(forward) == ["gumbel_ext.binary_concrete.default"]
+    assert calls(forward) == [STATE, "gumbel_ext.binary_concrete.default"]
     ours, others = split(backward)
     assert ours == ["gumbel_ext.binary_concrete_backward.default"]
     assert others <= {"aten.sum.dim_IntList"}
@@ -636,6 +646,7 @@ def test_two_samples_for_training_stay_two_calls(hard, place):
     logits = torch.empty(4, 5, device=place, requires_grad=True)
     forward, _ = compile_to_graphs(Twice(), (logits, torch.empty((), device=place)))
     assert split(forward)[0] == ["gumbel_ext.gumbel_softmax.default"] * 2
+    assert calls(forward).count(STATE) == 2
 
 
 # ---- what the build says ------------------------------------------------------------------------

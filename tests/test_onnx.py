@@ -274,3 +274,20 @@ import gumbel_ext.onnx
     assert done.stderr.strip().endswith(
         "ImportError: gumbel_ext.onnx needs onnxscript; run: pip install onnx onnxscript"
     )
+
+
+def test_a_state_is_drawn_in_the_model():
+    """Fresh at every run, and one for all calls that take it."""
+
+    def function(x):
+        state = gumbel_ext.draw_rng_state()
+        index = gumbel_ext.gumbel_softmax(x, return_index=True, rng_state=state)[1]
+        return index, gumbel_ext.gumbel_argmax(x, rng_state=state), state
+
+    x = torch.zeros(50, 6)
+    session = session_of(function, x)
+    first, second = run(session, x), run(session, x)
+    for index, same, state in (first, second):
+        assert torch.equal(index, same)
+        assert torch.equal(index, gumbel_ext.gumbel_argmax(x, rng_state=state))
+    assert not torch.equal(first[0], second[0])

@@ -88,9 +88,10 @@ at::Tensor gapped_straight_through_backward_cpu(const at::Tensor& grad, const at
                                                 const at::Tensor& index, double tau,
                                                 const OptionalTensor& tau_tensor,
                                                 std::optional<double> gap, int64_t dim,
-                                                const OptionalTensor& mask) {
+                                                const OptionalTensor& mask,
+                                                const OptionalTensor& gap_tensor) {
   constexpr const char* op = "gapped_straight_through_backward";
-  check_gap(op, gap);
+  gap = gap_value(op, gap, gap_tensor);
   dim = check_backward(op, grad, logits, index, tau, tau_tensor, dim, mask, std::nullopt,
                        std::nullopt);
   EstimatorCall call(op, grad, logits, index, tau, tau_tensor, dim, mask);

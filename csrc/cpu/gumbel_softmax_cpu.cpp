@@ -191,7 +191,7 @@ at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim
   return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
 }
 
-at::Tensor gumbel_topk_cpu(const at::Tensor& logits, int64_t k, int64_t dim,
+at::Tensor gumbel_topk_cpu(const at::Tensor& logits, c10::SymInt k, int64_t dim,
                            const OptionalTensor& mask, std::optional<at::Generator> generator,
                            const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   dim = check_topk("gumbel_topk", logits, k, dim, mask, generator, rng_state, positions);
@@ -204,7 +204,7 @@ at::Tensor gumbel_topk_cpu(const at::Tensor& logits, int64_t k, int64_t dim,
   Problem& p = builder.problem();
   p.seed = state.seed;
   p.offset = state.offset;
-  p.k = k;
+  p.k = k.expect_int();
   builder.add(p.logits, rows);
   if (mask) builder.add(p.mask, allowed);
   p.index = index.mutable_data_ptr<int64_t>();
@@ -221,6 +221,11 @@ at::Tensor gumbel_noise_cpu(const at::Tensor& like, c10::SymIntArrayRef size,
     fill_noise(out, reserve_randomness(generator, rng_state), positions, kernels().noise);
   }
   return out;
+}
+
+at::Tensor draw_rng_state_cpu(const at::Tensor& /*like*/, std::optional<at::Generator> generator,
+                              const OptionalTensor& /*after*/) {
+  return to_tensor(reserve_randomness(generator, std::nullopt));
 }
 
 // An index from outside the row would be read from outside the gradient.
@@ -363,6 +368,7 @@ TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
   m.impl("gumbel_argmax", &gumbel_argmax_cpu);
   m.impl("gumbel_topk", &gumbel_topk_cpu);
   m.impl("gumbel_noise", &gumbel_noise_cpu);
+  m.impl("draw_rng_state", &draw_rng_state_cpu);
   m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_cpu);
   m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_cpu);
   m.impl("straight_through_softmax", &straight_through_softmax_cpu);

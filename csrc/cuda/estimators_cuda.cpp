@@ -100,9 +100,10 @@ at::Tensor gapped_straight_through_backward_cuda(const at::Tensor& grad, const a
                                                  const at::Tensor& index, double tau,
                                                  const OptionalTensor& tau_tensor,
                                                  std::optional<double> gap, int64_t dim,
-                                                 const OptionalTensor& mask) {
+                                                 const OptionalTensor& mask,
+                                                 const OptionalTensor& gap_tensor) {
   constexpr const char* op = "gapped_straight_through_backward";
-  check_gap(op, gap);
+  gap = gap_value(op, gap, gap_tensor);
   EstimatorCall call(op, grad, logits, index, tau, tau_tensor, dim, mask);
   if (gap) {
     call.params.gap = clamped_factor(*gap, logits.scalar_type() == at::kDouble);

@@ -377,10 +377,11 @@ at::Tensor gumbel_argmax_cuda(const at::Tensor& logits, int64_t dim, bool keepdi
   return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
 }
 
-at::Tensor gumbel_topk_cuda(const at::Tensor& logits, int64_t k, int64_t dim,
+at::Tensor gumbel_topk_cuda(const at::Tensor& logits, c10::SymInt number, int64_t dim,
                             const OptionalTensor& mask, std::optional<at::Generator> generator,
                             const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
   constexpr const char* op = "gumbel_topk";
+  const int64_t k = number.expect_int();
   dim = check_topk(op, logits, k, dim, mask, generator, rng_state, positions);
   const auto integers = logits.options().dtype(at::kLong);
   at::Tensor index = at::empty_symint(shape_with(logits, dim, k), integers);
@@ -469,6 +470,15 @@ at::Tensor gumbel_noise_cuda(const at::Tensor& like, c10::SymIntArrayRef size,
                launch_noise(element_type(like.scalar_type()), random, grid, noise.numel(),
                             noise.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream()));
   return noise;
+}
+
+at::Tensor draw_rng_state_cuda(const at::Tensor& like, std::optional<at::Generator> generator,
+                               const OptionalTensor& /*after*/) {
+  // While a graph is captured only a kernel can read the generator.
+  const at::Tensor one = at::zeros({1}, like.options().dtype(at::kFloat));
+  return std::get<2>(gumbel_softmax_cuda(one, 1.0, std::nullopt, /*hard=*/true, 0, std::nullopt,
+                                         /*return_index=*/false, std::move(generator), std::nullopt,
+                                         std::nullopt));
 }
 
 at::Tensor noise_at_cuda(const at::Tensor& like, const at::Tensor& position,
@@ -577,6 +587,7 @@ TORCH_LIBRARY_IMPL(gumbel_ext, CUDA, m) {
   m.impl("gumbel_argmax", &gumbel_argmax_cuda);
   m.impl("gumbel_topk", &gumbel_topk_cuda);
   m.impl("gumbel_noise", &gumbel_noise_cuda);
+  m.impl("draw_rng_state", &draw_rng_state_cuda);
   m.impl("noise_at", &noise_at_cuda);
   m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_cuda);
   m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_cuda);
