@@ -50,6 +50,10 @@ def binary(x, dim, hard, **random):
     return gumbel_ext.binary_concrete(x, 0.7, hard, **random)
 
 
+def log_odds(x, dim, **random):
+    return gumbel_ext.logit_binary_concrete(x, 0.7, **random)
+
+
 def state_in_the_graph(x, dim):
     state = gumbel_ext.draw_rng_state(device=x.device)
     return gumbel_ext.gumbel_softmax(x, 0.7, dim=dim, rng_state=state)
@@ -66,8 +70,9 @@ def log_density(x, dim, log_space):
     return gumbel_ext.concrete_log_prob(value, x, 0.7, dim, log_space=log_space)
 
 
-def binary_density(x, dim):
-    return gumbel_ext.binary_concrete_log_prob((0.5 * x).sigmoid(), x, 0.7)
+def binary_density(x, dim, logit_space):
+    value = 0.5 * x if logit_space else (0.5 * x).sigmoid()
+    return gumbel_ext.binary_concrete_log_prob(value, x, 0.7, logit_space=logit_space)
 
 
 def soft_argmax_2d(x, dim, normalized):
@@ -90,6 +95,7 @@ OF_A_STATE = {
     "logistic_noise": partial(noise, function=gumbel_ext.logistic_noise),
     "binary_soft": partial(binary, hard=False),
     "binary_hard": partial(binary, hard=True),
+    "binary_logit": log_odds,
     "log_softmax": partial(gumbel_ext.gumbel_log_softmax, tau=0.7),
     "embedding_soft": partial(embedding, hard=False),
     "embedding_hard": partial(embedding, hard=True),
@@ -108,7 +114,8 @@ DRAWING = {**OF_A_STATE, "draw_rng_state": state_in_the_graph, "vmap": vmapped}
 WITHOUT_NOISE = {
     "concrete_density": partial(log_density, log_space=False),
     "concrete_log_density": partial(log_density, log_space=True),
-    "binary_density": binary_density,
+    "binary_density": partial(binary_density, logit_space=False),
+    "binary_log_odds_density": partial(binary_density, logit_space=True),
     "straight_through_softmax": partial(
         sample_and_chosen, function=gumbel_ext.straight_through_softmax, tau=0.7
     ),
