@@ -9,6 +9,9 @@
 
 namespace gumbel_ext {
 
+// exp(-kFar) is 0 in every type: what is farther counts for nothing, and overflows for nothing.
+constexpr double kFar = 1000;
+
 inline bool requires_grad(const OptionalTensor& t) {
   return t && t->defined() && t->requires_grad();
 }

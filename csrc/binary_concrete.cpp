@@ -93,7 +93,6 @@ struct DifferentiableCurve {
   at::Tensor score, far, z, smaller;
 
   DifferentiableCurve(const at::Tensor& logits, const at::Tensor& noise, const at::Tensor& t) {
-    constexpr double kFar = 1000;
     score = logits.to(t.scalar_type()) + noise;
     far = score.abs().ge(t * kFar);
     z = score.masked_fill(far, 0) / t;

@@ -64,7 +64,8 @@ struct Expectation {
     index = x.detach().argmax(-1);
     peak = x.detach().gather(-1, index.unsqueeze(-1));
     const at::Tensor absent = x.eq(-infinity).logical_and(peak.ne(-infinity));
-    distance = (x.masked_fill(absent, 0) - peak).masked_fill(absent, 0);
+    distance = at::maximum((x.masked_fill(absent, 0) - peak).masked_fill(absent, 0),
+                           beta.detach().reciprocal() * -kFar);
     y = (beta * distance).masked_fill(absent, -infinity).softmax(-1);
     // Centred in float64, so that coordinates that are all large lose nothing in float32.
     const at::Tensor exact = positions.to(at::kDouble);

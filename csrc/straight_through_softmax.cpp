@@ -54,10 +54,12 @@ at::Tensor soft_vector(const at::Tensor& logits, const at::Tensor& t, const at::
   // constant, because 0 * inf in the derivative is NaN.
   const at::Tensor peak = x.detach().gather(dim, chosen);
   const at::Tensor absent = x.eq(-infinity).logical_and(peak.ne(-infinity));
-  const at::Tensor distance = (x.masked_fill(absent, 0) - peak).masked_fill(absent, 0);
   const double tiny = x.scalar_type() == at::kDouble ? std::numeric_limits<double>::denorm_min()
                                                      : std::numeric_limits<float>::denorm_min();
-  at::Tensor y = (distance / t.clamp_min(tiny)).masked_fill(absent, -infinity).softmax(dim);
+  const at::Tensor divisor = t.clamp_min(tiny);
+  const at::Tensor distance = at::maximum((x.masked_fill(absent, 0) - peak).masked_fill(absent, 0),
+                                          divisor.detach() * -kFar);
+  at::Tensor y = (distance / divisor).masked_fill(absent, -infinity).softmax(dim);
   const at::Tensor others = y.scatter(dim, chosen, 0).sum(dim, /*keepdim=*/true);
   y = y.scatter(dim, chosen, y.detach().gather(dim, chosen) + (others.detach() - others));
   return y.masked_fill(forbidden, 0);
