@@ -159,7 +159,8 @@ class SoftArgmax : public torch::autograd::Function<SoftArgmax> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(5);
     if (!grads[0].defined()) return out;
-    const variable_list saved = ctx->get_saved_variables();
+    const variable_list saved = unchanged("soft_argmax", "logits, beta or positions",
+                                          [&] { return ctx->get_saved_variables(); });
     const bool beta_grad = ctx->saved_data["beta_grad"].toBool();
     at::Tensor grad_beta;
     std::tie(out[0], grad_beta) = soft_argmax_backward(
@@ -181,10 +182,11 @@ std::tuple<at::Tensor, at::Tensor> soft_argmax_autograd(const at::Tensor& logits
   }
   if (tangent || under_transform() || requires_grad(positions)) {
     const auto [expected, row_state] =
-        soft_argmax_composite(logits, beta, beta_tensor, dim, positions);
+        soft_argmax_composite(logits, beta, unchanging(beta_tensor), dim, positions);
     return {expected, row_state.detach()};
   }
-  const variable_list out = SoftArgmax::apply(logits, beta, beta_tensor, dim, positions);
+  const variable_list out =
+      SoftArgmax::apply(unchanging(logits), beta, unchanging(beta_tensor), dim, positions);
   return {out[0], out[1]};
 }
 

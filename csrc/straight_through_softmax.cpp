@@ -137,7 +137,8 @@ class StraightThroughSoftmax : public torch::autograd::Function<StraightThroughS
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(5);
     if (!grads[0].defined()) return out;
-    const variable_list saved = ctx->get_saved_variables();
+    const variable_list saved = unchanged("straight_through_softmax", "logits, tau or mask",
+                                          [&] { return ctx->get_saved_variables(); });
     const bool tau_grad = ctx->saved_data["tau_grad"].toBool();
     at::Tensor grad_tau;
     std::tie(out[0], grad_tau) = straight_through_softmax_backward(
@@ -153,7 +154,8 @@ std::tuple<at::Tensor, at::Tensor> straight_through_softmax_autograd(
     const OptionalTensor& mask, bool return_index) {
   const bool recorded = records(logits, tau_tensor), tangent = has_tangent(logits, tau_tensor);
   if (recorded && !tangent && !under_transform()) {
-    const variable_list out = StraightThroughSoftmax::apply(logits, tau, tau_tensor, dim, mask);
+    const variable_list out =
+        StraightThroughSoftmax::apply(unchanging(logits), tau, unchanging(tau_tensor), dim, mask);
     return {out[0], return_index ? out[1] : at::empty({0}, out[1].options())};
   }
   at::Tensor y, index;
