@@ -42,7 +42,7 @@ std::tuple<at::Tensor, at::Tensor> soft_argmax_backward(
 // The parts of the formula, in the type computed in and with the classes last.
 struct Expectation {
   at::Tensor beta;                   // [rows..., 1]
-  at::Tensor index, peak;            // of the largest logit
+  at::Tensor index, peak;            // of the largest beta l, and its logit
   at::Tensor distance;               // l - peak; 0 where y is 0 for being infinitely far
   at::Tensor y;                      // softmax(beta l)
   std::vector<at::Tensor> origin;    // for each coordinate: the position at the index,
@@ -61,11 +61,15 @@ struct Expectation {
       beta = beta.expand_symint(shape_reduced(logits, dim)).movedim(dim, -1);
     }
     constexpr double infinity = std::numeric_limits<double>::infinity();
-    index = x.detach().argmax(-1);
+    // A negative beta looks for the smallest logit.
+    const at::Tensor directed = x.detach() * beta.detach().sign();
+    index = directed.argmax(-1);
     peak = x.detach().gather(-1, index.unsqueeze(-1));
-    const at::Tensor absent = x.eq(-infinity).logical_and(peak.ne(-infinity));
-    distance = at::maximum((x.masked_fill(absent, 0) - peak).masked_fill(absent, 0),
-                           beta.detach().reciprocal() * -kFar);
+    const at::Tensor absent =
+        directed.eq(-infinity).logical_and(directed.gather(-1, index.unsqueeze(-1)).ne(-infinity));
+    const at::Tensor farthest = beta.detach().abs().reciprocal() * kFar;
+    distance = (x.masked_fill(absent, 0) - peak).masked_fill(absent, 0);
+    distance = at::minimum(at::maximum(distance, -farthest), farthest);
     y = (beta * distance).masked_fill(absent, -infinity).softmax(-1);
     // Centred in float64, so that coordinates that are all large lose nothing in float32.
     const at::Tensor exact = positions.to(at::kDouble);
