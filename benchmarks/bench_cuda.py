@@ -257,7 +257,8 @@ def run_memory_case(
     place = device.torch_device
     generator = torch.Generator(place).manual_seed(0)
     options: dict[str, Any] = {"device": place, "dtype": case.torch_dtype, "generator": generator}
-    logits = torch.randn(case.shape, **options).requires_grad_()
+    # No leaf, as what a network makes of its input.
+    logits = torch.randn(case.shape, **options).requires_grad_().clone()
     grad = torch.randn(case.shape, **options)
     output = case.elements * case.torch_dtype.itemsize
     rows_of_case = case.elements // case.shape[case.dim]

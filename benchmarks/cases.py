@@ -199,8 +199,8 @@ class Inputs:
         if "backward" in case.op:
             for _ in range(self.count):
                 self.grads.append(random(case.shape))
-            for tensor in self.logits:
-                tensor.requires_grad_()
+            # No leaves, as what a network makes of its input.
+            self.logits = [tensor.requires_grad_().clone() for tensor in self.logits]
 
 
 def functions(case: Case, with_compile: bool) -> dict[str, Callable[..., Tensor]]:

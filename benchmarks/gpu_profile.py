@@ -28,7 +28,7 @@ def core(torch, gumbel_ext) -> None:
     """The regimes that most calls run in."""
     for shape in ((16384, 1024), (1024, 65536)):
         for dtype in (torch.float32, torch.bfloat16):
-            logits = torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
+            logits = torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True).clone()
             grad = torch.randn_like(logits)
             for hard in (False, True):
                 y = gumbel_ext.gumbel_softmax(logits, 0.5, hard)
@@ -38,7 +38,7 @@ def core(torch, gumbel_ext) -> None:
 
 def relatives(torch, gumbel_ext) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        logits = torch.randn(16384, 1024, device="cuda", dtype=dtype, requires_grad=True)
+        logits = torch.randn(16384, 1024, device="cuda", dtype=dtype, requires_grad=True).clone()
         grad = torch.randn_like(logits)
 
         def train(y, inputs=(logits,), grad=grad):
@@ -65,7 +65,7 @@ def relatives(torch, gumbel_ext) -> None:
 def other_regimes(torch, gumbel_ext) -> None:
     """Classes that are not adjacent, one row, short rows, noise alone."""
     for shape, dim in (((64, 1024, 256), 1), ((1, 1 << 22), -1), ((1 << 20, 10), -1)):
-        logits = torch.randn(shape, device="cuda", requires_grad=True)
+        logits = torch.randn(shape, device="cuda", requires_grad=True).clone()
         grad = torch.randn_like(logits)
         for hard in (False, True):
             y = gumbel_ext.gumbel_softmax(logits, 0.5, hard, dim=dim)

@@ -128,7 +128,8 @@ def measure_peak(
 def run_memory_case(case: Case, with_compile: bool) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     dtype = case.torch_dtype
-    logits = torch.randn(case.shape).to(dtype).requires_grad_()
+    # No leaf, as what a network makes of its input.
+    logits = torch.randn(case.shape).to(dtype).requires_grad_().clone()
     grad = torch.randn(case.shape).to(dtype)
     output = case.elements * dtype.itemsize
     rows_of_case = case.elements // case.shape[case.dim]

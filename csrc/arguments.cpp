@@ -69,13 +69,29 @@ void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor,
                name);
 }
 
-void check_tau_values(const char* op, const at::Tensor& tau, const char* name) {
-  const at::Tensor values = tau.contiguous();
+namespace {
+
+template <class Valid>
+void check_values(const char* op, const at::Tensor& tensor, const char* name, const char* valid_are,
+                  Valid valid) {
+  const at::Tensor values = tensor.contiguous();
   const double* data = values.const_data_ptr<double>();
   for (int64_t i = 0; i < values.numel(); ++i) {
-    TORCH_CHECK_VALUE(std::isfinite(data[i]) && data[i] > 0, op, ": ", name,
-                      " must be positive and finite, got ", data[i]);
+    TORCH_CHECK_VALUE(valid(data[i]), op, ": ", name, " must be ", valid_are, ", got ", data[i]);
   }
+}
+
+bool is_beta(double value) { return std::isfinite(value) && value != 0; }
+
+}  // namespace
+
+void check_tau_values(const char* op, const at::Tensor& tau, const char* name) {
+  check_values(op, tau, name, "positive and finite",
+               [](double value) { return std::isfinite(value) && value > 0; });
+}
+
+void check_beta_values(const char* op, const at::Tensor& beta) {
+  check_values(op, beta, "beta", "finite and not 0", is_beta);
 }
 
 void check_mask(const char* op, const OptionalTensor& mask, const at::Tensor& logits) {
@@ -280,12 +296,15 @@ int64_t check_soft_argmax(const char* op, const at::Tensor& logits, double beta,
                           const at::Tensor& positions) {
   check_logits(op, logits);
   dim = wrapped_dim(op, logits, dim);
-  check_tau(op, beta, beta_tensor, logits, dim, "beta");
+  TORCH_CHECK_VALUE(beta_tensor || is_beta(beta), op, ": beta must be finite and not 0, got ",
+                    beta);
+  check_tau(op, /*tau=*/1.0, beta_tensor, logits, dim, "beta");
   const c10::SymInt classes = logits.dim() == 0 ? c10::SymInt(1) : logits.sym_size(dim);
   TORCH_CHECK_VALUE(classes != 0, op, ": logits must have at least one class along dim, got shape ",
                     logits.sym_sizes());
-  TORCH_CHECK_TYPE(positions.is_floating_point(), op,
-                   ": positions must have a floating-point dtype, got ",
+  TORCH_CHECK_TYPE(positions.is_floating_point() ||
+                       c10::isIntegralType(positions.scalar_type(), /*includeBool=*/false),
+                   op, ": positions must have an integer or floating-point dtype, got ",
                    scalar_name(positions.scalar_type()));
   TORCH_CHECK_VALUE(positions.device() == logits.device(), op,
                     ": positions must be on the device of logits (", logits.device(), "), got ",

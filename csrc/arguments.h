@@ -16,6 +16,8 @@ int64_t wrapped_dim(const char* op, const at::Tensor& logits, int64_t dim);
 void check_tau(const char* op, double tau, const OptionalTensor& tau_tensor,
                const at::Tensor& logits, int64_t dim, const char* name = "tau");
 void check_tau_values(const char* op, const at::Tensor& tau, const char* name = "tau");
+// Likewise of an inverse temperature, which may be negative.
+void check_beta_values(const char* op, const at::Tensor& beta);
 void check_mask(const char* op, const OptionalTensor& mask, const at::Tensor& logits);
 // The incoming gradient of a backward op: shape and dtype of the output it belongs to.
 void check_grad(const char* op, const at::Tensor& grad, const at::Tensor& output);

@@ -17,6 +17,29 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// ---- saved tensors ------------------------------------------------------------------------------
+
+// One of each element that strides of 0 repeat.
+at::Tensor distinct(const at::Tensor& t) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  at::Tensor out = t;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.stride(d) == 0 && t.size(d) > 1) out = out.narrow(d, 0, 1);
+  }
+  return out;
+}
+
+// A copy of an expanded tensor that stays expanded, with the derivative of clone().
+class ExpandedCopy : public torch::autograd::Function<ExpandedCopy> {
+ public:
+  static at::Tensor forward(AutogradContext*, const at::Tensor& t) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return distinct(t).clone().expand(t.sizes());
+  }
+
+  static variable_list backward(AutogradContext*, const variable_list& grads) { return grads; }
+};
+
 // ---- formulas, differentiable in all their arguments --------------------------------------------
 
 at::Tensor shifted(const at::Tensor& v, const at::Tensor& index, int64_t dim) {
@@ -102,14 +125,17 @@ class GumbelSoftmax : public torch::autograd::Function<GumbelSoftmax> {
     variable_list out(10);
     const at::Tensor& grad = grads[0];
     if (!grad.defined()) return out;
-    const variable_list saved = ctx->get_saved_variables();
+    const bool hard = ctx->saved_data["hard"].toBool();
+    const variable_list saved =
+        unchanged("gumbel_softmax", hard ? "logits, tau or mask" : "the sample or tau",
+                  [&] { return ctx->get_saved_variables(); });
     const at::Tensor &logits_or_y = saved[0], &index = saved[1], &tau_tensor = saved[2],
                      &mask = saved[3], &rng_state = saved[4];
     const double tau = ctx->saved_data["tau"].toDouble();
     const int64_t dim = ctx->saved_data["dim"].toInt();
     const bool tau_grad = ctx->saved_data["tau_grad"].toBool();
     at::Tensor grad_tau;
-    if (ctx->saved_data["hard"].toBool()) {
+    if (hard) {
       std::vector<c10::SymInt> positions_saved;
       at::OptionalSymIntArrayRef positions;
       if (ctx->saved_data.count("positions") > 0) {
@@ -136,8 +162,9 @@ struct SampleNode : torch::autograd::Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list out(2);
     if (!grads[0].defined()) return out;
-    const at::Tensor y = saved_y.unpack(pointer_to(this)), index = saved_index.unpack(),
-                     tau_tensor = saved_tau.unpack();
+    const auto [y, index, tau_tensor] = unchanged("gumbel_softmax", "the sample or tau", [&] {
+      return std::tuple{saved_y.unpack(pointer_to(this)), saved_index.unpack(), saved_tau.unpack()};
+    });
     const bool tau_grad = should_compute_output(1);
     at::Tensor grad_tau;
     std::tie(out[0], grad_tau) =
@@ -229,14 +256,15 @@ Sample gumbel_softmax_autograd(const at::Tensor& logits, double tau,
   }
   at::Tensor y, index, state;
   if (!tangent && !under_transform()) {
-    const variable_list out = GumbelSoftmax::apply(logits, tau, tau_tensor, hard, dim, mask,
-                                                   return_index, generator, rng_state, positions);
+    const variable_list out =
+        GumbelSoftmax::apply(hard ? unchanging(logits) : logits, tau, unchanging(tau_tensor), hard,
+                             dim, mask, return_index, generator, rng_state, positions);
     y = out[0], index = out[1], state = out[2];
   } else {
     // Under a transform y is not recomputed from the noise: below this level a vmap may give each
     // example its own, which the one state that was drawn does not tell.
-    std::tie(y, index, state) =
-        differentiable_sample(logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
+    std::tie(y, index, state) = differentiable_sample(logits, tau, unchanging(tau_tensor), dim,
+                                                      mask, generator, rng_state, positions);
     if (hard) y = straight_through(logits, y, index, wrapped_dim("gumbel_softmax", logits, dim));
   }
   return {y, return_index ? index : at::empty({0}, index.options()), state};
@@ -254,8 +282,11 @@ struct GradientNode : torch::autograd::Node {
     variable_list out(3);
     const at::Tensor a = grads[0], b = grads.size() > 1 ? grads[1] : at::Tensor();
     if (!a.defined() && !b.defined()) return out;
-    const at::Tensor grad = saved_grad.unpack(), y = saved_y.unpack(), index = saved_index.unpack(),
-                     tau_tensor = saved_tau.unpack();
+    const auto [grad, y, index, tau_tensor] =
+        unchanged("gumbel_softmax_backward", "the incoming gradient, the sample or tau", [&] {
+          return std::tuple{saved_grad.unpack(), saved_y.unpack(), saved_index.unpack(),
+                            saved_tau.unpack()};
+        });
     const at::Tensor t = temperature(tau, optional(tau_tensor), y);
     const at::ScalarType type = t.scalar_type();
 
@@ -358,6 +389,16 @@ at::Tensor gumbel_topk_autograd(const at::Tensor& logits, c10::SymInt k, int64_t
 }
 
 }  // namespace
+
+at::Tensor unchanging(const at::Tensor& t) {
+  if (under_transform() || t.is_inference() || !t.has_storage()) return t;
+  if (!(t.is_leaf() || (t.is_view() && t._base().is_leaf()))) return t;
+  c10::StorageImpl* storage = t.storage().unsafeGetStorageImpl();
+  if (!storage->_mutable_data_ptr_no_checks()) return t;
+  const bool repeats = !has_tangent(t) && distinct(t).numel() < t.numel();
+  return repeats ? ExpandedCopy::apply(t) : t.clone();
+}
+
 }  // namespace gumbel_ext
 
 TORCH_LIBRARY_IMPL(gumbel_ext, Autograd, m) {

@@ -93,7 +93,6 @@ struct DifferentiableCurve {
   at::Tensor score, far, z, smaller;
 
   DifferentiableCurve(const at::Tensor& logits, const at::Tensor& noise, const at::Tensor& t) {
-    constexpr double kFar = 1000;
     score = logits.to(t.scalar_type()) + noise;
     far = score.abs().ge(t * kFar);
     z = score.masked_fill(far, 0) / t;
@@ -150,7 +149,8 @@ class BinaryConcrete : public torch::autograd::Function<BinaryConcrete> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(7);
     if (!grads[0].defined()) return out;
-    const variable_list saved = ctx->get_saved_variables();
+    const variable_list saved =
+        unchanged("binary_concrete", "logits or tau", [&] { return ctx->get_saved_variables(); });
     const at::Tensor &logits = saved[0], &tau_tensor = saved[1], &rng_state = saved[2];
     std::vector<c10::SymInt> positions_saved;
     at::OptionalSymIntArrayRef positions;
@@ -179,8 +179,8 @@ TwoTensors binary_concrete_autograd(const at::Tensor& logits, double tau,
     return binary_concrete(logits, tau, tau_tensor, hard, generator, rng_state, positions);
   }
   if (!tangent && !under_transform()) {
-    const variable_list out =
-        BinaryConcrete::apply(logits, tau, tau_tensor, hard, generator, rng_state, positions);
+    const variable_list out = BinaryConcrete::apply(unchanging(logits), tau, unchanging(tau_tensor),
+                                                    hard, generator, rng_state, positions);
     return {out[0], out[1]};
   }
   // Under a transform the noise is kept, not the state: below this level a vmap may give each

@@ -266,8 +266,9 @@ struct DensityNode : torch::autograd::Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list out(3);
     if (!grads[0].defined()) return out;
-    const at::Tensor value = saved_value.unpack(), logits = saved_logits.unpack(),
-                     tau_tensor = saved_tau.unpack();
+    const auto [value, logits, tau_tensor] = unchanged(kForward, "value, logits or tau", [&] {
+      return std::tuple{saved_value.unpack(), saved_logits.unpack(), saved_tau.unpack()};
+    });
     const bool wanted[] = {should_compute_output(0), should_compute_output(1),
                            should_compute_output(2)};
     auto [grad_value, grad_logits, grad_tau] =
@@ -327,13 +328,16 @@ at::Tensor concrete_log_prob_autograd(const at::Tensor& value, const at::Tensor&
   }
   if (records(value, logits, tau_tensor)) {
     auto node = make_node<DensityNode>();
-    node->set_next_edges(torch::autograd::collect_next_edges(value, logits, tau_tensor));
+    // The value is saved as it is, as by the logarithm in the formula.
+    const at::Tensor kept_logits = unchanging(logits);
+    const OptionalTensor kept_tau = unchanging(tau_tensor);
+    node->set_next_edges(torch::autograd::collect_next_edges(value, kept_logits, kept_tau));
     node->tau = tau;
     node->dim = dim;
     node->log_space = log_space;
     node->saved_value = SavedVariable(value, /*is_output=*/false);
-    node->saved_logits = SavedVariable(logits, /*is_output=*/false);
-    node->saved_tau = SavedVariable(tau_tensor, /*is_output=*/false);
+    node->saved_logits = SavedVariable(kept_logits, /*is_output=*/false);
+    node->saved_tau = SavedVariable(kept_tau, /*is_output=*/false);
     torch::autograd::set_history(density, node);
   }
   if (has_tangent(value, logits, tau_tensor)) {

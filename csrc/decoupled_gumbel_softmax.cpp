@@ -41,7 +41,9 @@ class DecoupledGumbelSoftmax : public torch::autograd::Function<DecoupledGumbelS
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(9);
     if (!grads[0].defined()) return out;
-    const variable_list saved = ctx->get_saved_variables();
+    const variable_list saved =
+        unchanged("decoupled_gumbel_softmax", "logits, tau_backward or mask",
+                  [&] { return ctx->get_saved_variables(); });
     const bool tau_grad = ctx->saved_data["tau_grad"].toBool();
     at::Tensor grad_tau;
     std::tie(out[0], grad_tau) = gumbel_softmax_hard_backward(
@@ -84,8 +86,8 @@ std::tuple<at::Tensor, at::Tensor> decoupled_gumbel_softmax(
       return {y, index};
     }
     const variable_list out = DecoupledGumbelSoftmax::apply(
-        logits, tau_forward, detached(tau_forward_tensor), tau_backward, tau_backward_tensor, dim,
-        mask, generator, rng_state);
+        unchanging(logits), tau_forward, detached(tau_forward_tensor), tau_backward,
+        unchanging(tau_backward_tensor), dim, mask, generator, rng_state);
     return {out[0], return_index ? out[1] : at::empty({0}, out[1].options())};
   }
 

@@ -230,7 +230,8 @@ class GumbelEmbedding : public torch::autograd::Function<GumbelEmbedding> {
     ctx->saved_data["dim"] = dim < 0 ? dim + logits.dim() : dim;
     if (positions) ctx->saved_data["positions"] = *positions;
     ctx->saved_data["tau_grad"] = requires_grad(tau_tensor);
-    // The sample is recomputed from the noise.
+    // The sample is recomputed from the noise. The codebook is saved as it is, as in the product
+    // that this stands for.
     ctx->save_for_backward({logits, weight, index, state, tau_tensor.value_or(at::Tensor()),
                             mask.value_or(at::Tensor())});
     return {out, index, state};
@@ -239,7 +240,8 @@ class GumbelEmbedding : public torch::autograd::Function<GumbelEmbedding> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(10);
     if (!grads[0].defined()) return out;
-    const variable_list saved = ctx->get_saved_variables();
+    const variable_list saved = unchanged("gumbel_embedding", "logits, weight, tau or mask",
+                                          [&] { return ctx->get_saved_variables(); });
     const bool logits_grad = ctx->needs_input_grad(0), weight_grad = ctx->needs_input_grad(1),
                tau_grad = ctx->saved_data["tau_grad"].toBool();
     std::vector<c10::SymInt> positions_saved;
@@ -277,8 +279,9 @@ Lookup gumbel_embedding_autograd(const at::Tensor& logits, const at::Tensor& wei
     return lookup_of_sample(logits, weight, tau, tau_tensor, hard, dim, mask, generator, rng_state,
                             positions);
   }
-  const variable_list out = GumbelEmbedding::apply(logits, weight, tau, tau_tensor, hard, dim, mask,
-                                                   generator, rng_state, positions);
+  const variable_list out =
+      GumbelEmbedding::apply(unchanging(logits), weight, tau, unchanging(tau_tensor), hard, dim,
+                             mask, generator, rng_state, positions);
   return {out[0], out[1], out[2]};
 }
 

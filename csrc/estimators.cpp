@@ -215,9 +215,11 @@ struct ProductNode : torch::autograd::Node {
           ": the gradient has no derivative in logits, of which its matrix is a constant");
     }
     if (should_compute_output(0)) {
-      out[0] = product(
-          estimator, grads[0],
-          {logits.unpack(), index.unpack(), tau.unpack(), mask.unpack(), rng_state.unpack()});
+      const Factors factors = unchanged(estimator.name(), "logits, tau or mask", [&] {
+        return Factors{logits.unpack(), index.unpack(), tau.unpack(), mask.unpack(),
+                       rng_state.unpack()};
+      });
+      out[0] = product(estimator, grads[0], factors);
     }
     return out;
   }
@@ -267,8 +269,11 @@ SampleAndState differentiable_sample(Estimator e, const at::Tensor& logits,
   const at::Tensor tau = tau_tensor ? tau_tensor->detach() : at::Tensor();
   const Factors factors{logits, index, tau, mask.value_or(at::Tensor()), state};
   if (recorded) {
-    auto node = product_node(e, factors);
-    node->set_next_edges(torch::autograd::collect_next_edges(logits));
+    Factors kept = factors;
+    kept.logits = unchanging(logits);
+    if (tau_tensor) kept.tau = unchanging(tau);
+    auto node = product_node(e, kept);
+    node->set_next_edges(torch::autograd::collect_next_edges(kept.logits));
     torch::autograd::set_history(y, node);
   }
   if (tangent) {

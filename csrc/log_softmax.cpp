@@ -141,7 +141,9 @@ struct LogSampleNode : torch::autograd::Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list out(2);
     if (!grads[0].defined()) return out;
-    const at::Tensor log_y = saved_log_y.unpack(pointer_to(this)), tau_tensor = saved_tau.unpack();
+    const auto [log_y, tau_tensor] = unchanged(kForward, "the sample or tau", [&] {
+      return std::tuple{saved_log_y.unpack(pointer_to(this)), saved_tau.unpack()};
+    });
     const bool tau_grad = should_compute_output(1);
     at::Tensor grad_tau;
     std::tie(out[0], grad_tau) =
@@ -204,9 +206,11 @@ Sample gumbel_log_softmax_autograd(const at::Tensor& logits, double tau,
   const at::Tensor& log_y = std::get<0>(sample);
   dim = wrapped_dim(kForward, logits, dim);
   decltype(make_node<LogSampleNode>()) node;
+  OptionalTensor kept_tau;
   if (recorded) {
     node = make_node<LogSampleNode>();
-    node->set_next_edges(torch::autograd::collect_next_edges(logits, tau_tensor));
+    kept_tau = unchanging(tau_tensor);
+    node->set_next_edges(torch::autograd::collect_next_edges(logits, kept_tau));
     node->tau = tau;
     node->dim = dim;
     torch::autograd::set_history(log_y, node);
@@ -222,7 +226,7 @@ Sample gumbel_log_softmax_autograd(const at::Tensor& logits, double tau,
   if (node) {
     // With its tangent, from which that of the gradient is made.
     node->saved_log_y = SavedVariable(log_y, /*is_output=*/true);
-    node->saved_tau = SavedVariable(tau_tensor, /*is_output=*/false);
+    node->saved_tau = SavedVariable(kept_tau, /*is_output=*/false);
   }
   return sample;
 }

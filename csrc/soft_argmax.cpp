@@ -42,7 +42,7 @@ std::tuple<at::Tensor, at::Tensor> soft_argmax_backward(
 // The parts of the formula, in the type computed in and with the classes last.
 struct Expectation {
   at::Tensor beta;                   // [rows..., 1]
-  at::Tensor index, peak;            // of the largest logit
+  at::Tensor index, peak;            // of the largest beta l, and its logit
   at::Tensor distance;               // l - peak; 0 where y is 0 for being infinitely far
   at::Tensor y;                      // softmax(beta l)
   std::vector<at::Tensor> origin;    // for each coordinate: the position at the index,
@@ -61,10 +61,15 @@ struct Expectation {
       beta = beta.expand_symint(shape_reduced(logits, dim)).movedim(dim, -1);
     }
     constexpr double infinity = std::numeric_limits<double>::infinity();
-    index = x.detach().argmax(-1);
+    // A negative beta looks for the smallest logit.
+    const at::Tensor directed = x.detach() * beta.detach().sign();
+    index = directed.argmax(-1);
     peak = x.detach().gather(-1, index.unsqueeze(-1));
-    const at::Tensor absent = x.eq(-infinity).logical_and(peak.ne(-infinity));
+    const at::Tensor absent =
+        directed.eq(-infinity).logical_and(directed.gather(-1, index.unsqueeze(-1)).ne(-infinity));
+    const at::Tensor farthest = beta.detach().abs().reciprocal() * kFar;
     distance = (x.masked_fill(absent, 0) - peak).masked_fill(absent, 0);
+    distance = at::minimum(at::maximum(distance, -farthest), farthest);
     y = (beta * distance).masked_fill(absent, -infinity).softmax(-1);
     // Centred in float64, so that coordinates that are all large lose nothing in float32.
     const at::Tensor exact = positions.to(at::kDouble);
@@ -159,7 +164,8 @@ class SoftArgmax : public torch::autograd::Function<SoftArgmax> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(5);
     if (!grads[0].defined()) return out;
-    const variable_list saved = ctx->get_saved_variables();
+    const variable_list saved = unchanged("soft_argmax", "logits, beta or positions",
+                                          [&] { return ctx->get_saved_variables(); });
     const bool beta_grad = ctx->saved_data["beta_grad"].toBool();
     at::Tensor grad_beta;
     std::tie(out[0], grad_beta) = soft_argmax_backward(
@@ -181,10 +187,11 @@ std::tuple<at::Tensor, at::Tensor> soft_argmax_autograd(const at::Tensor& logits
   }
   if (tangent || under_transform() || requires_grad(positions)) {
     const auto [expected, row_state] =
-        soft_argmax_composite(logits, beta, beta_tensor, dim, positions);
+        soft_argmax_composite(logits, beta, unchanging(beta_tensor), dim, positions);
     return {expected, row_state.detach()};
   }
-  const variable_list out = SoftArgmax::apply(logits, beta, beta_tensor, dim, positions);
+  const variable_list out =
+      SoftArgmax::apply(unchanging(logits), beta, unchanging(beta_tensor), dim, positions);
   return {out[0], out[1]};
 }
 

@@ -54,10 +54,12 @@ at::Tensor soft_vector(const at::Tensor& logits, const at::Tensor& t, const at::
   // constant, because 0 * inf in the derivative is NaN.
   const at::Tensor peak = x.detach().gather(dim, chosen);
   const at::Tensor absent = x.eq(-infinity).logical_and(peak.ne(-infinity));
-  const at::Tensor distance = (x.masked_fill(absent, 0) - peak).masked_fill(absent, 0);
   const double tiny = x.scalar_type() == at::kDouble ? std::numeric_limits<double>::denorm_min()
                                                      : std::numeric_limits<float>::denorm_min();
-  at::Tensor y = (distance / t.clamp_min(tiny)).masked_fill(absent, -infinity).softmax(dim);
+  const at::Tensor divisor = t.clamp_min(tiny);
+  const at::Tensor distance = at::maximum((x.masked_fill(absent, 0) - peak).masked_fill(absent, 0),
+                                          divisor.detach() * -kFar);
+  at::Tensor y = (distance / divisor).masked_fill(absent, -infinity).softmax(dim);
   const at::Tensor others = y.scatter(dim, chosen, 0).sum(dim, /*keepdim=*/true);
   y = y.scatter(dim, chosen, y.detach().gather(dim, chosen) + (others.detach() - others));
   return y.masked_fill(forbidden, 0);
@@ -135,7 +137,8 @@ class StraightThroughSoftmax : public torch::autograd::Function<StraightThroughS
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(5);
     if (!grads[0].defined()) return out;
-    const variable_list saved = ctx->get_saved_variables();
+    const variable_list saved = unchanged("straight_through_softmax", "logits, tau or mask",
+                                          [&] { return ctx->get_saved_variables(); });
     const bool tau_grad = ctx->saved_data["tau_grad"].toBool();
     at::Tensor grad_tau;
     std::tie(out[0], grad_tau) = straight_through_softmax_backward(
@@ -151,7 +154,8 @@ std::tuple<at::Tensor, at::Tensor> straight_through_softmax_autograd(
     const OptionalTensor& mask, bool return_index) {
   const bool recorded = records(logits, tau_tensor), tangent = has_tangent(logits, tau_tensor);
   if (recorded && !tangent && !under_transform()) {
-    const variable_list out = StraightThroughSoftmax::apply(logits, tau, tau_tensor, dim, mask);
+    const variable_list out =
+        StraightThroughSoftmax::apply(unchanging(logits), tau, unchanging(tau_tensor), dim, mask);
     return {out[0], return_index ? out[1] : at::empty({0}, out[1].options())};
   }
   at::Tensor y, index;

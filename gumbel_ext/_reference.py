@@ -624,9 +624,10 @@ def soft_argmax(
     """``sum_i x_i softmax(beta l)_i`` along ``dim`` (Chapelle and Wu, 2010).
 
     Args:
-        logits: floating-point tensor of any shape, -inf for probability 0.
+        logits: floating-point tensor of any shape, -inf (+inf for a negative ``beta``) for
+            probability 0.
         beta: inverse temperature, a number or a tensor broadcastable to ``logits`` with ``dim`` of
-            size 1.
+            size 1; negative for the expected position of the smallest logits.
         dim: dimension of the classes.
         positions: ``x``, of shape ``[C]``; 0, 1, ... if None.
 
@@ -638,13 +639,15 @@ def soft_argmax(
     x = logits.to(_accumulation_dtype(logits.dtype))
     if positions is None:
         positions = torch.arange(x.shape[dim], device=x.device)
-    absent = x == -torch.inf
+    beta = torch.as_tensor(beta, dtype=x.dtype, device=x.device)
+    directed = x.detach() * beta.detach().sign()
+    absent = directed == -torch.inf
     absent = absent & ~absent.all(dim, keepdim=True)
     # 0 * inf in the derivative of the product is NaN.
     scores = (x.masked_fill(absent, 0.0) * beta).masked_fill(absent, -torch.inf)
     places = positions.to(x.dtype).view(-1, *[1] * (x.dim() - dim % x.dim() - 1))
-    # Differences from the position at the largest logit: the sum of the weights is 1.
-    origin = positions.to(x.dtype)[x.detach().argmax(dim, keepdim=True)]
+    # Differences from the position of the largest weight: the sum of the weights is 1.
+    origin = positions.to(x.dtype)[directed.argmax(dim, keepdim=True)]
     expected = (torch.softmax(scores, dim) * (places - origin)).sum(dim)
     return expected + origin.squeeze(dim)
 

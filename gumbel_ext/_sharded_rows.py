@@ -280,6 +280,12 @@ class _ShardedSoftmax(torch.autograd.Function):
         return out, None, grad_tau, None, None, None, None, None, None
 
 
+def _unchanging(t: Tensor) -> Tensor:
+    """A copy of a leaf, or of a view of one, as the fused operators save it."""
+    root = t._base if t._is_view() and t._base is not None else t
+    return t.clone() if root.is_leaf else t
+
+
 def sharded_softmax(
     logits: Tensor,
     tau: float,
@@ -292,6 +298,10 @@ def sharded_softmax(
     shard: ClassShard,
 ) -> tuple[Tensor, Tensor]:
     """``y`` of the local classes, and the global index."""
+    recorded = logits.requires_grad or (tau_tensor is not None and tau_tensor.requires_grad)
+    if recorded and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        logits = _unchanging(logits) if hard else logits
+        tau_tensor = None if tau_tensor is None else _unchanging(tau_tensor)
     y, index = _ShardedSoftmax.apply(  # type: ignore[no-untyped-call]
         logits, tau, tau_tensor, hard, dim, mask, rng_state, positions, shard
     )

@@ -141,18 +141,21 @@ def soft_argmax(
         \sum_i x_i \operatorname{softmax}(\beta l)_i, \qquad x_i = i
 
     (Chapelle and Wu, "Gradient descent optimization of smoothed information retrieval metrics",
-    2010; Honari et al., arXiv 1709.01591.) For large :math:`\beta` it is the argmax. One kernel on
+    2010; Honari et al., arXiv 1709.01591.) For large :math:`\beta` it is the argmax, for large
+    negative :math:`\beta` the argmin (soft-argmin: Kendall et al., arXiv 1703.04309). One kernel on
     the CPU and on CUDA; on other devices it is made of PyTorch's operators. Differentiable any
     number of times, in reverse and forward mode, also by :mod:`torch.func`.
 
     Args:
         logits: any shape, float16, bfloat16, float32 or float64. ``-inf`` means probability
-            exactly 0. A row with a NaN or +inf, or of -inf alone, gives NaN.
-        beta: inverse temperature, > 0 and finite: a number, or a tensor that broadcasts to the
-            shape of ``logits`` with ``dim`` reduced to 1 and receives a gradient.
+            exactly 0. A row with a NaN or +inf, or of -inf alone, gives NaN. For a negative
+            ``beta`` the infinities change places.
+        beta: inverse temperature, finite and not 0, where all classes would weigh the same whatever
+            the logits: a number, or a tensor that broadcasts to the shape of ``logits`` with
+            ``dim`` reduced to 1 and receives a gradient. Signs may differ from row to row.
         dim: dimension of the classes.
-        positions: coordinates to take in place of 0, 1, ...: a floating-point tensor of shape
-            ``[C]``. Receives a gradient if it requires one.
+        positions: coordinates to take in place of 0, 1, ...: a floating-point or integer tensor of
+            shape ``[C]``. Receives a gradient if it requires one.
         keepdim: whether to keep ``dim``, with size 1.
 
     Returns:
@@ -161,8 +164,8 @@ def soft_argmax(
 
     Raises:
         TypeError: ``logits``, ``beta`` or ``positions`` is of a wrong type or dtype.
-        ValueError: ``beta`` is not positive and finite or does not broadcast, ``positions`` is not
-            of shape ``[C]`` or on another device, or there are no classes.
+        ValueError: ``beta`` is 0, not finite or does not broadcast, ``positions`` is not of shape
+            ``[C]`` or on another device, or there are no classes.
         IndexError: ``dim`` is out of range.
 
     Example:
@@ -218,8 +221,8 @@ def soft_argmax_2d(maps: Tensor, beta: Number | Tensor = 1, *, normalized: bool 
 
     Args:
         maps: shape ``[..., height, width]``, float16, bfloat16, float32 or float64.
-        beta: inverse temperature, > 0 and finite: a number, or a tensor that broadcasts to
-            ``[..., 1, 1]`` and receives a gradient.
+        beta: inverse temperature, finite and not 0, negative for the smallest values: a number, or
+            a tensor that broadcasts to ``[..., 1, 1]`` and receives a gradient.
         normalized: whether coordinates run from -1 (the centre of the first pixel) to 1 (the
             centre of the last), or are those of pixels, from 0 on. A map one pixel wide has x = 0.
 

@@ -112,7 +112,7 @@ def gumbel_softmax(
     vector of :math:`\arg\max_i (l_i + g_i)`, an exact sample from
     :math:`\operatorname{softmax}(l)`, and the gradient is that of the soft sample
     (straight-through). Nothing of the size of the soft sample is then stored: the backward
-    recomputes it.
+    recomputes it from ``logits``, or from a copy where they are a leaf, such as a parameter.
 
     Differentiable any number of times, in reverse and forward mode, also by :mod:`torch.func`.
     Under :func:`torch.vmap` with ``randomness="same"`` every example sees the noise of the call on

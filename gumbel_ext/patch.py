@@ -135,7 +135,11 @@ def patch_torch() -> PatchHandle:
     (there: NaN, or samples of another distribution), and so is a ``tau`` tensor that varies along
     ``dim`` or is larger than ``logits``; samples have the memory format of ``logits``; a call takes
     one seed from the generator, so samples for a given seed are other ones. ``__torch_function__``
-    is given an object that equals the original, and hashes like it, and is not identical to it.
+    is given an object that equals the original, and hashes like it, and is not identical to it. The
+    backward of a hard sample reads ``logits``, not the soft sample: to change what a network made
+    of its input in place before it is an error, and a write through their ``.data`` goes unseen, as
+    in every operation that saves its input. Leaves, such as parameters, are copied, but for the
+    inputs of graphs that ``torch.compile`` makes: step an optimizer after the backward.
 
     Returns:
         A handle: keep it to call ``remove()``, or use it in a ``with`` statement. Dropping it

@@ -38,6 +38,9 @@ Number: TypeAlias = float | int
 _gumbel_topk = torch.ops.gumbel_ext.gumbel_topk.default
 _gumbel_softmax = torch.ops.gumbel_ext.gumbel_softmax.default
 
+# exp(-_FAR) is 0 in every dtype.
+_FAR = 2000.0
+
 
 @overload
 def gumbel_topk(
@@ -178,7 +181,8 @@ def relaxed_topk(
 
     For ``k > 1`` it is made of PyTorch's operations on the noise of this package, about ten passes
     over the logits a class chosen, in time and, where a gradient is wanted, in memory. A compiled
-    graph has the ``k`` rounds one after the other: another ``k`` is another graph.
+    graph has the ``k`` rounds one after the other: another ``k`` is another graph. A
+    ``torch.jit.trace`` keeps the shape it was traced with.
 
     Args:
         logits: unnormalised log-probabilities, any shape, float16, bfloat16, float32 or float64.
@@ -300,29 +304,50 @@ def _log_prob_of_rows(logits: Tensor, index: Tensor, dim: int) -> Tensor:
     # Places left stand for the first class, which changes neither set of classes.
     index = torch.where(there, index, index.narrow(dim, 0, 1)).clamp(min=0)
     chosen = torch.where(there, logits.gather(dim, index), torch.inf)
-    # So far below that its exponential is nothing: as good as -inf, and with derivatives.
     low = chosen.detach().amin(dim, keepdim=True)
-    low = (low - 2000 - low.abs()).clamp(min=torch.finfo(low.dtype).min)
     low = torch.where(there.any(dim, keepdim=True), low, torch.zeros_like(low))
     chosen = torch.where(there, chosen, low)
-
-    unchosen = logits.ne(-torch.inf) & ~torch.zeros_like(logits, dtype=torch.bool).scatter(
-        dim, index, True
-    )
+    unchosen = logits.ne(-torch.inf) & ~_marked(logits, index, dim)
     any_left = unchosen.any(dim, keepdim=True)
     others = torch.where(unchosen | ~any_left, logits, -torch.inf)
-    others = torch.where(any_left, others, torch.zeros_like(others)).logsumexp(dim, keepdim=True)
-    later = torch.cat([chosen.narrow(dim, 1, k - 1), torch.where(any_left, others, low)], dim)
+    others = torch.where(any_left, others, low)
+
+    # log D_{j+1} is kept in two parts, the largest logit and what the others add to it: neither an
+    # offset of the row nor a class far below can then round the second away.
+    peak = others.detach().amax(dim, keepdim=True)
+    peak = torch.cat([chosen.detach().narrow(dim, 1, k - 1), peak], dim)
+    peak = peak.flip(dim).cummax(dim).values.flip(dim)
+    others = (others - peak.narrow(dim, k - 1, 1)).logsumexp(dim, keepdim=True)
+    after = chosen.narrow(dim, 1, k - 1) - peak.narrow(dim, 0, k - 1)
+    exist = torch.cat([there.narrow(dim, 1, k - 1), any_left], dim)
+    # What is not there, or so far below, has an exponential of nothing, and derivatives.
+    after = torch.where(exist, torch.cat([after, others], dim), -_FAR).clamp(min=-_FAR)
     # Sums over all that follow, doubling their reach in every round.
     reach = 1
     while reach < k:
-        beyond = torch.cat(
-            [later.narrow(dim, reach, k - reach), low.expand_as(later.narrow(dim, 0, reach))], dim
+        left = k - reach
+        beyond = after.narrow(dim, reach, left) + (
+            peak.narrow(dim, reach, left) - peak.narrow(dim, 0, left)
         )
-        later = later - torch.nn.functional.logsigmoid(later - beyond)
+        after = torch.cat(
+            [_log_add(after.narrow(dim, 0, left), beyond), after.narrow(dim, left, reach)], dim
+        )
         reach *= 2
-    terms = torch.nn.functional.logsigmoid(chosen - later)
+    terms = torch.nn.functional.logsigmoid(chosen - peak - after)
     return torch.where(there, terms, torch.zeros_like(terms)).sum(dim)
+
+
+def _marked(like: Tensor, index: Tensor, dim: int) -> Tensor:
+    """True at ``index``. The source is a tensor because torch.jit.trace takes no number there."""
+    marks = torch.ones_like(index, dtype=torch.bool)
+    return torch.zeros_like(like, dtype=torch.bool).scatter(dim, index, marks)
+
+
+def _log_add(a: Tensor, b: Tensor) -> Tensor:
+    """``log(exp(a) + exp(b))``; torch.logaddexp has second derivatives of NaN where they differ."""
+    first = a >= b
+    larger, smaller = torch.where(first, a, b), torch.where(first, b, a)
+    return larger - torch.nn.functional.logsigmoid(larger - smaller)
 
 
 def _temperature(
@@ -338,24 +363,31 @@ def _temperature(
         none_of_them = logits.detach().narrow(dim, 0, 0)
         state = torch.zeros(2, dtype=torch.int64)
         _gumbel_softmax(none_of_them, 1.0, tensor.detach(), False, dim, None, False, None, state)
-    return tensor.to(logits.device, dtype).clamp(min=torch.finfo(dtype).smallest_normal)
+    # A copy: clamp saves its input, and a parameter may change before the backward.
+    tensor = tensor.to(logits.device, dtype, copy=True)
+    return tensor.clamp(min=torch.finfo(dtype).smallest_normal)
 
 
 def _relaxed(scores: Tensor, allowed: Tensor, k: int, tau: Tensor, dim: int) -> Tensor:
     """The sum of the softmaxes, in rows with fewer classes that of as many."""
     count = allowed.sum(dim, keepdim=True)
     y = torch.zeros_like(scores)
+    # No quotient overflows: the derivative in tau would be 0 * inf.
+    lowest = torch.finfo(scores.dtype).min / 4 * tau.detach().clamp(max=1)
     for j in range(k):
         live = count > j
-        # The maximum goes before the division: no tau makes inf - inf of it.
+        # Scores are kept as distances from the largest: no tau makes inf - inf of them, and an
+        # offset of the row rounds nothing away.
         peak = scores.detach().amax(dim, keepdim=True)
         absent = (scores == -torch.inf) | ~live
-        distance = (scores.masked_fill(absent, 0.0) - peak).masked_fill(absent, 0.0) / tau
-        log_a = distance.masked_fill(absent & live, -torch.inf).log_softmax(dim)
+        distance = (scores.masked_fill(absent, 0.0) - peak).masked_fill(absent, 0.0)
+        log_a = torch.maximum(distance, lowest) / tau
+        log_a = log_a.masked_fill(absent & live, -torch.inf).log_softmax(dim)
         a = log_a.exp()
         y = y + torch.where(live, a, torch.zeros_like(a))
         if j + 1 < k:
-            scores = scores + _log_complement(log_a, a, count > j + 1, dim)
+            scores = distance + _log_complement(log_a, a, count > j + 1, dim)
+            scores = scores.masked_fill(absent, -torch.inf)
     return y
 
 
@@ -365,7 +397,7 @@ def _log_complement(log_a: Tensor, a: Tensor, more: Tensor, dim: int) -> Tensor:
     Of the largest entry, which may round to 1, it is the logarithm of the sum of the others.
     """
     top = log_a.detach().argmax(dim, keepdim=True)
-    is_top = torch.zeros_like(a, dtype=torch.bool).scatter(dim, top, True)
+    is_top = _marked(a, top, dim)
     # Finite, because a sum of nothing but exp(-inf) has no derivative.
     others = log_a.masked_fill(is_top, -torch.inf).clamp(min=torch.finfo(a.dtype).min / 4)
     others = torch.where(more, others, torch.zeros_like(others))

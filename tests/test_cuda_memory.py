@@ -1,4 +1,7 @@
-"""Peak memory on a GPU: results, and what is small beside them."""
+"""Peak memory on a GPU: results, and what is small beside them.
+
+Logits are no leaves, as what a network makes of its input: of a leaf a copy is kept.
+"""
 
 import pytest
 import torch
@@ -40,12 +43,12 @@ def peak_of(call):
 )
 def test_peak_memory_is_output_and_gradient(device, state, hard, shape, dim, dtype):
     """And O(rows): the hard backward makes its soft sample where the gradient will be."""
-    logits, grad = torch.randn(2, *shape).to(device, dtype)
-    leaf = logits.requires_grad_()
+    leaf, grad = torch.randn(2, *shape).to(device, dtype)
+    logits = leaf.requires_grad_().clone()
 
     def train():
-        y = gumbel_ext.gumbel_softmax(leaf, 0.5, hard, dim=dim, rng_state=state)
-        return y, torch.autograd.grad(y, leaf, grad)
+        y = gumbel_ext.gumbel_softmax(logits, 0.5, hard, dim=dim, rng_state=state)
+        return y, torch.autograd.grad(y, logits, grad)
 
     train()
     before = requested_bytes("current")
@@ -72,14 +75,14 @@ def test_index_alone_stores_nothing_of_the_size_of_the_logits(device, state):
 # ---- the relatives ------------------------------------------------------------------------------
 
 
-def trained(function, *leaves):
+def trained(function, *arguments):
     """The value and its gradients, which live at once."""
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    grad = torch.ones_like(function(*leaves))
+    arguments = [t.detach().requires_grad_().clone() for t in arguments]
+    grad = torch.ones_like(function(*arguments))
 
     def train():
-        y = function(*leaves)
-        return y, torch.autograd.grad(y, leaves, grad)
+        y = function(*arguments)
+        return y, torch.autograd.grad(y, arguments, grad)
 
     return train
 

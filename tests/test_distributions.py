@@ -509,7 +509,8 @@ def test_many_samples_do_not_copy_the_logits(cls, device):
     gates = cls in (gd.BinaryConcrete, gd.LogitBinaryConcrete)
     samples = {gd.GumbelSoftmax: 2, gd.BinaryConcrete: 11, gd.LogitBinaryConcrete: 6}.get(cls, 1)
     assert [n for n in forward.elements if n >= many] == samples * [many]
-    assert sum(forward.elements) <= samples * many + 100 * 32 + 4 * logits.numel() + 100
+    # A straight-through sample keeps one copy of the leaf.
+    assert sum(forward.elements) <= samples * many + 100 * 32 + 5 * logits.numel() + 100
     weight = torch.randn_like(y)
     with Allocated() as backward:
         torch.autograd.grad(y, logits, weight)

@@ -668,7 +668,7 @@ def test_backward_in_many_threads(device, hard):
 
 @works("in-place changes are noticed")
 def test_saved_tensors_changed_in_place(device, hard):
-    """A straight-through sample saves its logits, a soft one itself; tau both."""
+    """A straight-through sample saves its logits, a soft one itself; tau both; leaves as copies."""
     base = torch.randn(4, 5, device=device, requires_grad=True)
     changed = "modified by an inplace operation"
 
@@ -689,8 +689,9 @@ def test_saved_tensors_changed_in_place(device, hard):
         with pytest.raises(RuntimeError, match=changed):
             (y * torch.randn(4, 5, device=device)).sum().backward()
 
-    tau = torch.full((4, 1), 0.5, device=device)
+    tau = torch.full((4, 1), 0.5, device=device, requires_grad=True) * 1
     y = gumbel_ext.gumbel_softmax(base, tau, hard)
-    tau.mul_(0.9)
+    with torch.no_grad():
+        tau.mul_(0.9)
     with pytest.raises(RuntimeError, match=changed):
         (y * torch.randn(4, 5, device=device)).sum().backward()

@@ -196,6 +196,124 @@ def test_jit_trace(device, draw, tmp_path):
             assert not torch.equal(first, second)
 
 
+def topk(x, rng_state=None, **keywords):
+    return gumbel_ext.gumbel_topk(x, 3, return_log_prob=True, rng_state=rng_state, **keywords)
+
+
+def of_mask(function, *arguments, **keywords):
+    """With a mask that the trace computes from its input."""
+    return lambda x, rng_state=None: function(
+        x, *arguments, mask=x > -1, rng_state=rng_state, **keywords
+    )
+
+
+def of_state(function, *arguments, **keywords):
+    return lambda x, rng_state=None: function(x, *arguments, rng_state=rng_state, **keywords)
+
+
+def density(function, value):
+    return lambda x, rng_state=None: function(value(x), x, torch.exp(x.detach().mean()))
+
+
+def module(made):
+    return lambda x, rng_state=None: made(x, rng_state=rng_state)
+
+
+def embedding(x, rng_state=None, hard=False):
+    return gumbel_ext.gumbel_embedding(x, x.detach().mT[:, :2], 0.7, hard, rng_state=rng_state)
+
+
+def quantise(quantiser):
+    def call(x, rng_state=None):
+        quantised = quantiser.to(x.device)(x, rng_state=rng_state)
+        return quantised.codevectors, quantised.codes
+
+    return call
+
+
+def traced_calls():
+    tau = 0.7
+    calls = {
+        "gumbel_softmax": of_mask(gumbel_ext.gumbel_softmax, tau, return_index=True),
+        "gumbel_softmax, hard": of_mask(gumbel_ext.gumbel_softmax, tau, True),
+        "gumbel_argmax": of_mask(gumbel_ext.gumbel_argmax),
+        "gumbel_topk": topk,
+        "gumbel_topk, masked": of_mask(topk),
+        "gumbel_topk, dim": of_state(topk, dim=0),
+        "relaxed_topk": of_state(gumbel_ext.relaxed_topk, 3, tau),
+        "relaxed_topk, one": of_state(gumbel_ext.relaxed_topk, 1, tau),
+        "relaxed_topk, hard": of_mask(gumbel_ext.relaxed_topk, 3, tau, True),
+        "relaxed_topk, tau": lambda x, rng_state=None: gumbel_ext.relaxed_topk(
+            x, 3, x.detach().exp().mean(-1, keepdim=True), rng_state=rng_state
+        ),
+        "gumbel_log_softmax": of_mask(gumbel_ext.gumbel_log_softmax, tau),
+        "concrete_log_prob": density(
+            gumbel_ext.concrete_log_prob, lambda x: x.detach().sin().softmax(-1)
+        ),
+        "binary_concrete": of_state(gumbel_ext.binary_concrete, tau),
+        "binary_concrete, hard": of_state(gumbel_ext.binary_concrete, tau, True),
+        "binary_concrete_log_prob": density(
+            gumbel_ext.binary_concrete_log_prob, lambda x: x.detach().sin().sigmoid()
+        ),
+        "decoupled_gumbel_softmax": of_mask(gumbel_ext.decoupled_gumbel_softmax, tau, 0.5),
+        "straight_through_softmax": lambda x, rng_state=None: gumbel_ext.straight_through_softmax(
+            x, tau, mask=x > -1, return_index=True
+        ),
+        "soft_argmax": lambda x, rng_state=None: gumbel_ext.soft_argmax(x, tau),
+        "soft_argmax_2d": lambda x, rng_state=None: gumbel_ext.soft_argmax_2d(x, tau),
+        "gumbel_embedding": embedding,
+        "gumbel_embedding, hard": lambda x, rng_state=None: embedding(x, rng_state, True),
+        "gumbel_rao": of_mask(gumbel_ext.gumbel_rao, tau),
+        "zgr": of_mask(gumbel_ext.zgr),
+        "reinmax": of_mask(gumbel_ext.reinmax, tau),
+        "gapped_straight_through": of_mask(gumbel_ext.gapped_straight_through, tau),
+        "GumbelVectorQuantizer": quantise(
+            gumbel_ext.nn.GumbelVectorQuantizer(6, 5, 2, 4).requires_grad_(False)
+        ),
+    }
+    for name in ("GumbelSoftmax", "GumbelRao", "ZGR", "ReinMax", "GappedStraightThrough"):
+        calls[name] = module(getattr(gumbel_ext.nn, name)())
+        for mode in ("argmax", "softmax", "sample"):
+            calls[f"{name}, {mode}"] = module(getattr(gumbel_ext.nn, name)(eval_mode=mode).eval())
+    return calls
+
+
+TRACED = traced_calls()
+
+
+def values_and_gradient(call, x, *state):
+    """All that a call returns, and the gradient of what has one."""
+    x = x.detach().requires_grad_()
+    out = call(x, *state)
+    out = out if isinstance(out, tuple) else (out,)
+    smooth = [y for y in out if y.requires_grad]
+    weights = [torch.arange(y.numel(), device=y.device).sin().view(y.shape) for y in smooth]
+    gradient = torch.autograd.grad(smooth, x, weights) if smooth else ()
+    return [y.detach() for y in (*out, *gradient)]
+
+
+@pytest.mark.parametrize("given_state", [True, False], ids=["rng_state", "generator"])
+@pytest.mark.parametrize("name", TRACED)
+def test_a_trace_is_right_on_another_input(device, name, given_state):
+    """Of every function and module: values, gradients, and the noise of another state."""
+    # The noise of relaxed_topk has the size that was traced.
+    rows = 8 if name.startswith("relaxed_topk") else 11
+    x, other = torch.randn(8, 6, device=device), torch.randn(rows, 6, device=device)
+    states = ([3, 0], [4, 1])
+    states = [(torch.tensor(s, device=device),) if given_state else () for s in states]
+    call = TRACED[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(call, (x.requires_grad_(), *states[0]), check_trace=False)
+    for state in states:
+        torch.manual_seed(5)
+        actual = values_and_gradient(traced, other, *state)
+        torch.manual_seed(5)
+        expected = values_and_gradient(call, other, *state)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
 def scripted(x: torch.Tensor) -> torch.Tensor:
     return gumbel_ext.gumbel_softmax(x)
 

@@ -23,13 +23,13 @@ def inputs(shape, dtype, device):
 def bound(logits, beta, extent):
     """Rounding of beta z and of a sum of weights, on positions as far apart as ``extent``."""
     size = logits.detach().double().abs()
-    condition = 1 + float(beta) * float(size.masked_fill(size.isinf(), 0).max())
+    condition = 1 + abs(float(beta)) * float(size.masked_fill(size.isinf(), 0).max())
     return 4 * condition * accumulation_eps(logits.dtype) * extent
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "dim"), SHAPES)
-@pytest.mark.parametrize("beta", [0.3, 20.0])
+@pytest.mark.parametrize("beta", [0.3, 20.0, -1.5])
 def test_expected_index_and_its_gradient(shape, dim, dtype, beta, device):
     logits = inputs(shape, dtype, device).requires_grad_()
     expected_index = soft_argmax(logits, beta, dim)
@@ -45,7 +45,7 @@ def test_expected_index_and_its_gradient(shape, dim, dtype, beta, device):
     assert gradient.dtype == dtype
     # Relative to the largest entry of the row; what underflows is lost.
     size = expected.abs().amax(dim, keepdim=True)
-    lost = smallest(dtype) * (1 + float(beta * shape[dim] * grad.abs().max()))
+    lost = smallest(dtype) * (1 + float(abs(beta) * shape[dim] * grad.abs().max()))
     off = (gradient.cpu().double() - expected).abs() - 2 * eps(dtype) * expected.abs() - lost
     assert (off <= bound(logits, beta, 1) * size).all()
 
@@ -86,6 +86,98 @@ def test_gradient_of_beta(dtype, device):
     allowed = 64 * accumulation_eps(dtype) * 2050 * 12 + eps(torch.float32) * expected.abs()
     assert ((gradient.cpu().double() - expected).abs() <= allowed).all()
     assert expected.abs().max() > 100
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_a_negative_beta_is_that_of_negated_logits(shape, dim, dtype, device):
+    """To the bit: numbers, tensors, and rows of either sign; values and all gradients."""
+    logits = inputs(shape, dtype, device)
+    rows = [1 if d == dim % len(shape) else extent for d, extent in enumerate(shape)]
+    size = torch.rand(rows, device=device) + 0.5
+    sign = torch.where(torch.rand(rows, device=device) < 0.5, -1.0, 1.0)
+    grad = torch.randn(logits.select(dim, 0).shape, device=device)
+    grad = grad.to(torch.promote_types(dtype, torch.float32))
+
+    def results(x, beta):
+        of = [t.detach().requires_grad_() for t in (x, beta) if isinstance(t, torch.Tensor)]
+        expected = soft_argmax(of[0], of[1] if len(of) > 1 else beta, dim)
+        return expected.detach(), *torch.autograd.grad(expected, of, grad)
+
+    for beta, directed in (
+        (-0.7, -1),
+        (torch.tensor(-0.7, device=device), -1),
+        (size * sign, sign),
+    ):
+        negated = results((logits * directed).to(dtype), beta * directed)
+        expected, *gradients = results(logits, beta)
+        assert torch.equal(expected, negated[0])
+        for ours, of_negated in zip(gradients, negated[1:], strict=True):
+            assert torch.equal(ours, (of_negated * directed).to(ours.dtype))
+
+
+def test_infinities_of_a_negative_beta(device):
+    inf = torch.inf
+    rows = [[0, torch.nan, 1], [0, -inf, 1], [inf, inf, inf], [inf, -1, inf], [inf, 0, 0]]
+    logits = torch.tensor(rows, device=device, requires_grad=True)
+    beta = torch.tensor(-2.0, device=device, requires_grad=True)
+    expected = soft_argmax(logits, beta)
+    assert expected[:3].isnan().all()
+    assert expected[3:].tolist() == [1, 1.5]
+    gradients = torch.autograd.grad(expected[3:].sum(), (logits, beta), create_graph=True)
+    assert gradients[0][3:].isfinite().all()
+    assert (gradients[0][3:, 0] == 0).all()
+    rows = logits.detach()[3:].requires_grad_()
+    first = torch.autograd.grad(soft_argmax(rows, beta).sum(), (rows, beta), create_graph=True)
+    second = torch.autograd.grad(first[0].square().sum() + first[1].square(), (rows, beta))
+    assert all(g.isfinite().all() for g in (*first, *second))
+
+
+def test_derivatives_of_a_negative_beta(device):
+    logits = inputs((3, 4), torch.float64, device).requires_grad_()
+    beta = torch.tensor([[-1.3], [0.7], [-0.2]], dtype=torch.float64, device=device)
+    beta.requires_grad_()
+    positions = torch.randn(4, dtype=torch.float64, device=device, requires_grad=True)
+
+    def call(z, b, p):
+        return soft_argmax(z, b, positions=p)
+
+    assert torch.autograd.gradcheck(call, (logits, beta, positions), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, (logits, beta, positions))
+    assert torch.autograd.gradgradcheck(soft_argmax, (logits, beta))
+    each = torch.vmap(soft_argmax)(logits, beta)
+    torch.testing.assert_close(each, soft_argmax(logits, beta))
+    maps = logits.detach().view(3, 2, 2)
+    torch.testing.assert_close(soft_argmax_2d(maps, -0.7), soft_argmax_2d(-maps, 0.7))
+    torch.testing.assert_close(
+        soft_argmax_2d(maps, beta.unsqueeze(-1)), soft_argmax_2d(maps * beta.unsqueeze(-1), 1)
+    )
+
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("logits_dtype", DTYPES)
+def test_integer_positions(dtype, logits_dtype, device):
+    """As the same numbers in float64; of int64, also those that float32 cannot tell apart."""
+    logits = inputs((5, 6), logits_dtype, device).requires_grad_()
+    places = torch.randint(0, 100, (6,), device=device)
+    if dtype == torch.int64:
+        places += 2**40
+    places = places.to(dtype)
+    beta = torch.tensor(0.7, device=device, requires_grad=True)
+    results = []
+    for positions in (places, places.double()):
+        expected = soft_argmax(logits, beta, positions=positions)
+        results.append((expected, *torch.autograd.grad(expected.sum(), (logits, beta))))
+    for ours, floating in zip(*results, strict=True):
+        assert torch.equal(ours, floating)
+    torch._dynamo.reset()
+    compiled = torch.compile(soft_argmax, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(logits, positions=places), soft_argmax(logits, positions=places))
+    one_by_one = torch.vmap(lambda x: soft_argmax(x, positions=places))(logits)
+    assert torch.equal(one_by_one, soft_argmax(logits, positions=places))
 
 
 def test_positions_in_place_of_indices(device):
@@ -331,12 +423,18 @@ def test_form_for_devices_without_a_kernel(dtype, device):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"beta": 0.0}, ValueError, "beta must be positive and finite, got 0"),
-        ({"beta": torch.tensor([-1.0])}, ValueError, "beta must be positive and finite, got -1"),
+        ({"beta": 0.0}, ValueError, "beta must be finite and not 0, got 0"),
+        ({"beta": -torch.inf}, ValueError, "beta must be finite and not 0, got -inf"),
+        ({"beta": torch.tensor([0.0])}, ValueError, "beta must be finite and not 0, got 0"),
+        ({"beta": torch.tensor([torch.nan])}, ValueError, "beta must be finite and not 0, got nan"),
         ({"beta": "1"}, TypeError, "beta must be a number or a tensor, got '1'"),
         ({"dim": 2}, IndexError, "dim must be between -2 and 1"),
         ({"positions": torch.ones(2)}, ValueError, r"positions must be of shape \[3\], got \[2\]"),
-        ({"positions": torch.arange(3)}, TypeError, "positions must have a floating-point dtype"),
+        (
+            {"positions": torch.ones(3).bool()},
+            TypeError,
+            "positions must have an integer or floating-point dtype, got Bool",
+        ),
         ({"positions": [0.0, 1.0, 2.0]}, TypeError, "positions must be a tensor, got list"),
     ],
 )

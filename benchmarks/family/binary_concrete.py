@@ -118,7 +118,7 @@ def _contenders(
     count = min(64, max(2, math.ceil(2 * environment.last_level_cache() / bytes_each)))
     train = op == TRAIN
     options: dict[str, Any] = {"device": place, "dtype": dtype}
-    logits = [torch.randn(shape, **options).requires_grad_(train) for _ in range(count)]
+    logits = [torch.randn(shape, **options).requires_grad_(train).clone() for _ in range(count)]
     grads = [torch.randn(shape, **options) for _ in range(count)]
 
     def bind(function: Callable[[Tensor], Tensor]) -> Call:

@@ -32,7 +32,7 @@ def _case(
     def contenders(place: Place) -> tuple[dict[str, Call], int]:
         torch._dynamo.reset()
         count = max(1, min(4, _CACHE_BYTES // (4 * elements)))
-        inputs = [torch.randn(shape, device=place).requires_grad_() for _ in range(count)]
+        inputs = [torch.randn(shape, device=place).requires_grad_().clone() for _ in range(count)]
         codebook = torch.rand(book, device=place).requires_grad_()
         grad = torch.randn(out, device=place)
 

@@ -84,8 +84,9 @@ def _contenders(op: str, shape: tuple[int, ...], dtype: torch.dtype) -> Contende
             for _ in range(count)
         ]
         if train:
-            for tensor in (*logits, *values):
-                tensor.requires_grad_()
+            # No leaves, as what a network makes of its input.
+            logits = [tensor.requires_grad_().clone() for tensor in logits]
+            values = [tensor.requires_grad_().clone() for tensor in values]
         rows = shape if sample else shape[:-1]
         grads = [torch.randn(rows, device=place) for _ in range(count)]
         tau = torch.tensor(TAU, dtype=dtype, device=place)

@@ -57,7 +57,9 @@ def contenders(
     training: bool, shape: tuple[int, ...], sample_shape: tuple[int, ...], place: Place
 ) -> tuple[dict[str, Call], int]:
     inputs = max(1, min(8, CACHE_BYTES // (4 * math.prod(shape))))
-    logits = [torch.randn(shape, device=place).requires_grad_(training) for _ in range(inputs)]
+    logits = [
+        torch.randn(shape, device=place).requires_grad_(training).clone() for _ in range(inputs)
+    ]
     weight = torch.randn(sample_shape + shape, device=place)
     calls: dict[str, Call] = {}
     for name, make in peers(place).items():

@@ -79,7 +79,7 @@ def _case(
     def contenders(place: Place) -> tuple[dict[str, Callable[[int], object]], int]:
         torch._dynamo.reset()
         options: dict[str, Any] = {"device": place, "dtype": getattr(torch, dtype)}
-        inputs = [torch.randn(shape, **options).requires_grad_() for _ in range(INPUTS)]
+        inputs = [torch.randn(shape, **options).requires_grad_().clone() for _ in range(INPUTS)]
         grad = torch.randn(shape, **options)
 
         def call(function: Callable[[Tensor], Tensor]) -> Callable[[int], object]:

@@ -32,7 +32,9 @@ def function_case(
     def contenders(place: Place) -> tuple[dict[str, Call], int]:
         torch._dynamo.reset()
         options: dict[str, Any] = {"device": place, "dtype": of_dtype}
-        inputs = [torch.randn(shape, **options).requires_grad_(train) for _ in range(INPUTS)]
+        inputs = [
+            torch.randn(shape, **options).requires_grad_(train).clone() for _ in range(INPUTS)
+        ]
         for function in functions.values():
             if isinstance(function, torch.nn.Module):
                 function.to(place)

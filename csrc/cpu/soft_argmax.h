@@ -1,9 +1,12 @@
-// The expected position under softmax(beta l) of one row, a chunk of classes at a time.
+// The expected position under softmax(beta l) of one row, a chunk of classes at a time. For a
+// negative beta all that is called a logit below is -l, and beta its size.
 //
 // A chunk is taken relative to its own best class: e_i = exp(beta (l_i - l_b)) and the moments
 // sum e_i (x_i - x_b). Shifted so, terms keep their relative precision where almost all weight lies
 // on one class, and positions of a hundred thousand cost a chunk's sum no digits.
 #pragma once
+
+#include <cmath>
 
 #include "row_math.h"
 
@@ -16,8 +19,10 @@ using cpu::PositionRow;
 
 template <class A>
 inline A exponent_scale(double beta) {
-  return clamped<A>(1.4426950408889634074 * beta);
+  return clamped<A>(1.4426950408889634074 * std::fabs(beta));
 }
+
+inline double sign_of(const PositionRow& row) { return row.beta < 0 ? -1.0 : 1.0; }
 
 template <class T, class A>
 inline const A* widen_run(const T* x, std::int64_t count, A* buffer) {
@@ -30,13 +35,24 @@ inline const A* widen_run(const T* x, std::int64_t count, A* buffer) {
 inline const float* widen_run(const float* x, std::int64_t, float*) { return x; }
 inline const double* widen_run(const double* x, std::int64_t, double*) { return x; }
 
+template <class T, class A>
+inline const A* directed_run(const T* x, std::int64_t count, const PositionRow& row, A* buffer) {
+  if (row.beta > 0) return widen_run(x, count, buffer);
+  using R = RealTraits<Vector<A>>;
+  const T* end = x + count;
+  for (std::int64_t j = 0; j < count; j += kLanes) {
+    store(buffer + j, R::splat(-1) * load_run(x + j, count - j, end));
+  }
+  return buffer;
+}
+
 // Classes first, ..., first + count - 1, of which x are the logits; at most kChunk.
 template <class T>
 void accumulate_positions(const T* x, std::int64_t first, std::int64_t count,
                           const PositionRow& row, PositionChunk& out) {
   using A = typename ComputeType<T>::type;
   alignas(64) A buffer[kChunk + kLanes], e[kChunk + kLanes];
-  const A* z = widen_run(x, count, buffer);
+  const A* z = directed_run(x, count, row, buffer);
   const A* z_end = z + count;
   Best<A> best;
   update_best(best, z, count, z_end, 0);
@@ -78,7 +94,7 @@ void settle_positions(const PositionChunk* chunks, std::int64_t count, const Pos
     if (chunks[c].largest > best->largest) best = chunks + c;
   }
   state[0] = static_cast<double>(best->index);
-  state[1] = best->largest;
+  state[1] = sign_of(row) * best->largest;
   double total = 0, moment[kMaxCoordinates] = {};
   const bool ordinary = best->largest - best->largest == 0;
   for (std::int64_t c = 0; c < count && ordinary; ++c) {
@@ -115,15 +131,18 @@ double position_gradient(const T* x, std::int64_t first, std::int64_t count, con
     origin[k] = R::splat(positions[k * row.classes + best]);
     shift += static_cast<double>(grad[k]) * state[3 + k];
   }
-  const F peak = R::splat(static_cast<A>(state[1])), scale = R::splat(exponent_scale<A>(row.beta)),
+  const A direction = static_cast<A>(sign_of(row));
+  const F sign = R::splat(direction), peak = R::splat(direction * static_cast<A>(state[1])),
+          scale = R::splat(exponent_scale<A>(row.beta)),
           inverse_total = R::splat(static_cast<A>(1.0 / state[2])),
-          beta = R::splat(clamped<A>(row.beta)), centre = R::splat(static_cast<A>(-shift));
+          beta = R::splat(direction * clamped<A>(std::fabs(row.beta))),
+          centre = R::splat(static_cast<A>(-shift));
   const A* positions_end = positions + row.coordinates * row.classes;
   const T* x_end = x + count;
   const T* out_end = out + count;
   F sums = R::splat(0);
   for (std::int64_t j = 0; j < count; j += kLanes) {
-    const F distance = load_run(x + j, count - j, x_end) - peak;
+    const F distance = sign * load_run(x + j, count - j, x_end) - peak;
     const F y = exp2_nonpositive(distance * scale) * inverse_total;
     F h = centre;
     for (int k = 0; k < row.coordinates; ++k) {
@@ -141,7 +160,7 @@ double position_gradient(const T* x, std::int64_t first, std::int64_t count, con
       sums = sums + select(used, term, R::splat(0));
     }
   }
-  return static_cast<double>(sum(sums));
+  return sign_of(row) * static_cast<double>(sum(sums));
 }
 
 }  // namespace GUMBEL_EXT_ISA

@@ -38,7 +38,9 @@ class Call {
     row_.classes = classes;
     row_.beta = beta;
     if (beta_tensor) {
-      betas = row_temperatures(op, beta_tensor, logits, dim, "beta").contiguous();
+      const at::Tensor values = beta_tensor->to(at::kDouble);
+      check_beta_values(op, values);
+      betas = values.expand_symint(shape_reduced(logits, dim)).contiguous();
     }
   }
 

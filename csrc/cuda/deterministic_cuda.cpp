@@ -100,7 +100,7 @@ std::tuple<at::Tensor, at::Tensor> soft_argmax_cuda(const at::Tensor& logits, do
   const at::Tensor state = at::empty_symint(shape, logits.options().dtype(at::kDouble));
 
   SoftArgmaxParams p{};
-  RowsBuilder builder(p, op, logits, dim, beta, beta_tensor, "beta");
+  RowsBuilder builder(p, op, logits, dim, beta, beta_tensor, &check_beta_values);
   if (logits.numel() == 0) return {expected, state};
   const CentredPositions places(positions, computed);
   builder.add(p.logits, logits);
@@ -120,7 +120,7 @@ std::tuple<at::Tensor, at::Tensor> soft_argmax_backward_cuda(
   const c10::cuda::CUDAGuard guard(logits.device());
   const at::Tensor grad_beta = empty_grad_tau(logits, dim, beta_grad);
   SoftArgmaxParams p{};
-  RowsBuilder builder(p, op, logits, dim, beta, beta_tensor, "beta");
+  RowsBuilder builder(p, op, logits, dim, beta, beta_tensor, &check_beta_values);
   if (logits.numel() == 0) return {at::empty_like(logits), grad_beta};
   RowsOutput out(at::empty_like(logits), dim);
   const at::Tensor of_rows = grad.contiguous(), state = row_state.contiguous();

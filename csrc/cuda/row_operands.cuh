@@ -166,8 +166,9 @@ struct OperandRows {
   std::int64_t row;
   bool exists;
   int classes, groups;
-  Scalar tau;  // positive and finite, or NaN
+  Scalar tau;  // positive (or negative, if kSigned) and finite, or NaN
 
+  template <bool kSigned = false>
   GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static OperandRows of(const RowsParams& p,
                                                                  std::int64_t row) {
     OperandRows r;
@@ -182,7 +183,10 @@ struct OperandRows {
     } else {
       r.tau = p.tau_value;
     }
-    r.tau = r.tau > 0 && r.tau < infinity<Scalar>() ? clamped(r.tau) : quiet_nan<Scalar>();
+    const Scalar size = kSigned && r.tau < 0 ? -r.tau : r.tau;
+    const Scalar valid =
+        size > 0 && size < infinity<Scalar>() ? clamped(size) : quiet_nan<Scalar>();
+    r.tau = kSigned && r.tau < 0 ? -valid : valid;
     return r;
   }
 };

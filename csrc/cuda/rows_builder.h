@@ -1,6 +1,7 @@
 // From tensors to the rows of several operands that kernels are told: RowsParams.
 #pragma once
 
+#include <cmath>
 #include <vector>
 
 #include "../row_tensors.h"
@@ -15,16 +16,16 @@ class RowsBuilder {
  public:
   // `like`: of the shape that all operands have, and of the inputs' dtype.
   RowsBuilder(RowsParams& params, const char* op, const at::Tensor& like, int64_t dim, double tau,
-              const OptionalTensor& tau_tensor, const char* tau_name = "tau")
+              const OptionalTensor& tau_tensor, decltype(&check_beta_values) check = &check_tau)
       : p_(params), dim_(dim), sizes_(classes_last(like, dim).sizes()) {
-    if (tau_tensor && tau_tensor->is_cpu())
-      check_tau_values(op, tau_tensor->to(at::kDouble), tau_name);
+    if (tau_tensor && tau_tensor->is_cpu()) check(op, tau_tensor->to(at::kDouble));
     p_.type = element_type(like.scalar_type());
     p_.classes = sizes_.back();
     check_classes(op, p_.classes);
     p_.rows = p_.classes == 0 ? 0 : like.numel() / p_.classes;
     if (const std::optional<double> number = known_tau(tau, tau_tensor)) {
-      p_.tau_value = clamped_factor(*number, like.scalar_type() == at::kDouble);
+      const double size = clamped_factor(std::fabs(*number), like.scalar_type() == at::kDouble);
+      p_.tau_value = std::copysign(size, *number);
       p_.tau_float32 = static_cast<float>(p_.tau_value);
     } else {
       tau_ = row_temperatures(*tau_tensor, like, dim);
@@ -49,6 +50,8 @@ class RowsBuilder {
   }
 
  private:
+  static void check_tau(const char* op, const at::Tensor& tau) { check_tau_values(op, tau); }
+
   // Whether the kernels know that many dimensions.
   bool merge() {
     int dims = 0;

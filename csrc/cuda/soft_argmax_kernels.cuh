@@ -1,4 +1,5 @@
-// The expected position under softmax(beta l): a team of threads a row.
+// The expected position under softmax(beta l): a team of threads a row. A negative beta makes the
+// smallest logit the likeliest.
 //
 // Weights and positions are taken relative to the likeliest class, b: e_i = 2^(beta (l_i - l_b)
 // log2(e)) and the moments sum e_i (x_i - x_b). Shifted so, terms keep their relative precision
@@ -63,8 +64,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY OperandRow<Scalar> position_row(const S
 
 // log2(e) beta, which may be above the largest number: times a distance of 0 it must stay 0.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar position_scale(Scalar beta) {
-  return clamped(multiply(Scalar(1.4426950408889634074), beta));
+GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar position_scale(Scalar beta, Scalar sign) {
+  return multiply(sign, clamped(multiply(Scalar(1.4426950408889634074), multiply(sign, beta))));
 }
 
 // A row is read twice, the second time from cache where it fits.
@@ -73,12 +74,17 @@ GUMBEL_EXT_KERNEL(Team::kBlockThreads, resident_threads<Scalar>(2 * kRowGroup))
 soft_argmax_kernel(const GUMBEL_EXT_CONSTANT SoftArgmaxParams p) {
   Team team;
   for (std::int64_t first = team.first_row(); first < p.rows; first += team.row_step()) {
-    const OperandRows<Scalar> row = OperandRows<Scalar>::of(p, first + team.row_in_block());
+    const OperandRows<Scalar> row =
+        OperandRows<Scalar>::template of</*kSigned=*/true>(p, first + team.row_in_block());
     const auto logits = OperandRow<Scalar>::of(p, p.logits, p.type, row.row);
+    const Scalar sign = row.tau < 0 ? Scalar(-1) : Scalar(1),
+                 least = multiply(sign, -infinity<Scalar>());
     Best<Scalar> best = Best<Scalar>::none();
     for (int g = team.rank(); g < row.groups; g += team.threads()) {
       Scalar z[kRowGroup];
-      logits.load(g * kRowGroup, row.classes, -infinity<Scalar>(), z);
+      logits.load(g * kRowGroup, row.classes, least, z);
+#pragma unroll
+      for (int v = 0; v < kRowGroup; ++v) z[v] = multiply(sign, z[v]);
       take_first_best(z, g * kRowGroup, best);
     }
     best = team.reduce(best, BetterOf());
@@ -86,15 +92,15 @@ soft_argmax_kernel(const GUMBEL_EXT_CONSTANT SoftArgmaxParams p) {
     Scalar origin[kCoordinates];
 #pragma unroll
     for (int k = 0; k < kCoordinates; ++k) origin[k] = position_row<Scalar>(p, k).at(index);
-    const Scalar scale = position_scale(row.tau);
+    const Scalar scale = position_scale(row.tau, sign), top = multiply(sign, best.value);
 
     PositionSums<Scalar, kCoordinates> sums{};
     for (int g = team.rank(); g < row.groups; g += team.threads()) {
       Scalar e[kRowGroup];
-      logits.load(g * kRowGroup, row.classes, -infinity<Scalar>(), e);
+      logits.load(g * kRowGroup, row.classes, least, e);
 #pragma unroll
       for (int v = 0; v < kRowGroup; ++v) {
-        e[v] = position_weight(multiply(add(e[v], -best.value), scale));
+        e[v] = position_weight(multiply(add(e[v], -top), scale));
         sums.total.take(e[v], Scalar(0));
       }
 #pragma unroll
@@ -116,7 +122,7 @@ soft_argmax_kernel(const GUMBEL_EXT_CONSTANT SoftArgmaxParams p) {
     const bool ordinary = add(best.value, -best.value) == 0 && scale == scale;
     double* state = p.state + row.row * (3 + kCoordinates);
     state[0] = index;
-    state[1] = best.value;
+    state[1] = top;
     state[2] = ordinary ? whole(sums.total) : quiet_nan<double>();
 #pragma unroll
     for (int k = 0; k < kCoordinates; ++k) {
@@ -136,13 +142,15 @@ GUMBEL_EXT_KERNEL(Team::kBlockThreads, resident_threads<Scalar>(2 * kRowGroup))
 soft_argmax_backward_kernel(const GUMBEL_EXT_CONSTANT SoftArgmaxParams p) {
   Team team;
   for (std::int64_t first = team.first_row(); first < p.rows; first += team.row_step()) {
-    const OperandRows<Scalar> row = OperandRows<Scalar>::of(p, first + team.row_in_block());
+    const OperandRows<Scalar> row =
+        OperandRows<Scalar>::template of</*kSigned=*/true>(p, first + team.row_in_block());
     const auto logits = OperandRow<Scalar>::of(p, p.logits, p.type, row.row);
     const double* state = p.state + row.row * (3 + kCoordinates);
     // A class that is none of a forward's makes its row NaN.
     const bool valid = state[0] >= 0 && state[0] < static_cast<double>(p.classes);
     const int index = valid ? static_cast<int>(state[0]) : 0;
-    const Scalar beta = row.tau, scale = position_scale(beta), top = static_cast<Scalar>(state[1]);
+    const Scalar beta = row.tau, sign = beta < 0 ? Scalar(-1) : Scalar(1),
+                 scale = position_scale(beta, sign), top = static_cast<Scalar>(state[1]);
     const Scalar inverse_total =
         valid && scale == scale ? Scalar(1) / static_cast<Scalar>(state[2]) : quiet_nan<Scalar>();
     Scalar weight[kCoordinates], origin[kCoordinates], centre = 0;
@@ -155,7 +163,8 @@ soft_argmax_backward_kernel(const GUMBEL_EXT_CONSTANT SoftArgmaxParams p) {
     Scalar slope = 0;
     for (int g = team.rank(); g < row.groups; g += team.threads()) {
       Scalar z[kRowGroup], h[kRowGroup] = {centre, centre, centre, centre};
-      logits.load(g * kRowGroup, row.classes, -infinity<Scalar>(), z);
+      // What is outside is not stored, and adds nothing to the slope.
+      logits.load(g * kRowGroup, row.classes, multiply(sign, -infinity<Scalar>()), z);
 #pragma unroll
       for (int k = 0; k < kCoordinates; ++k) {
         Scalar x[kRowGroup];
@@ -167,11 +176,11 @@ soft_argmax_backward_kernel(const GUMBEL_EXT_CONSTANT SoftArgmaxParams p) {
       }
 #pragma unroll
       for (int v = 0; v < kRowGroup; ++v) {
-        const Scalar distance = add(z[v], -top);
-        const Scalar y = multiply(position_weight(multiply(distance, scale)), inverse_total);
+        const Scalar distance = add(z[v], -top), exponent = multiply(distance, scale);
+        const Scalar y = multiply(position_weight(exponent), inverse_total);
         const Scalar s = multiply(y, h[v]);
         // A class of probability 0 may be infinitely far.
-        if (distance != -infinity<Scalar>()) slope = multiply_add(s, distance, slope);
+        if (exponent != -infinity<Scalar>()) slope = multiply_add(s, distance, slope);
         z[v] = multiply(s, beta);
       }
       store_results(p.grad_logits, p.type, row.row * p.classes, g * kRowGroup, row.classes, z);

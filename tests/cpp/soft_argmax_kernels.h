@@ -59,7 +59,7 @@ inline std::vector<char> compute_positions(const KernelTable& table, const Posit
   row.positions = positions.get();
   row.coordinates = c.coordinates;
   row.classes = c.classes;
-  row.beta = 1.3;
+  row.beta = c.special && c.coordinates == 3 ? -1.3 : 1.3;
   const InThreads in_threads{variant == 1 ? 5 : 1};
   // Calls body(chunk, first class, classes, memory of its logits).
   const auto each_chunk = [&](auto body) {

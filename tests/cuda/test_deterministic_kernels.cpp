@@ -266,9 +266,12 @@ std::string check_soft_argmax(const Case& c) {
   };
   std::vector<Row> wanted;
   for (std::int64_t r = 0; r < rows; ++r) {
-    const Real beta = given.tau_of(r);
+    // A negative beta is its size, of negated logits.
+    const Real sign = given.tau_of(r) < 0 ? -1 : 1, beta = sign * given.tau_of(r);
     Row row{!(beta > 0 && beta < kInfinity), 0, 0, {}, {}, {}, {}};
-    const auto logit = [&](std::int64_t k) { return Real(to_double(given.logits.at(r, k))); };
+    const auto logit = [&](std::int64_t k) {
+      return sign * Real(to_double(given.logits.at(r, k)));
+    };
     for (std::int64_t k = 0; k < classes && !std::isnan(logit(row.best)); ++k) {
       if (!(logit(k) <= logit(row.best))) row.best = k;
     }
@@ -313,7 +316,8 @@ std::string check_soft_argmax(const Case& c) {
     if (got[0] != static_cast<double>(row.best)) {
       return wrong("best class", r, 0, got[0], static_cast<Real>(row.best));
     }
-    if (!agrees(got[1], logit(row.best), 0)) return wrong("peak", r, 0, got[1], logit(row.best));
+    const Real peak = sign * logit(row.best);
+    if (!agrees(got[1], peak, 0)) return wrong("peak", r, 0, got[1], peak);
     if (!agrees(got[2], row.nan ? kNan : row.total, 64 * kE * row.total)) {
       return wrong("total", r, 0, got[2], row.total);
     }
@@ -333,7 +337,7 @@ std::string check_soft_argmax(const Case& c) {
   if (const char* error = cuda::launch_soft_argmax(p, nullptr)) return error;
   for (std::int64_t r = 0; r < rows; ++r) {
     const Row& row = wanted[static_cast<std::size_t>(r)];
-    const Real beta = given.tau_of(r);
+    const Real sign = given.tau_of(r) < 0 ? -1 : 1, beta = sign * given.tau_of(r);
     const bool nan = row.nan || given.kind(r) == kBadState;
     Real slope = 0, slope_room = 0;
     for (std::int64_t j = 0; j < classes; ++j) {
@@ -345,7 +349,7 @@ std::string check_soft_argmax(const Case& c) {
         h_off += std::fabs(grad[r * n + k]) * row.off[k];
         h_size += std::fabs(grad[r * n + k]) * (std::fabs(x) + std::fabs(row.apart[k]));
       }
-      const Real got = to_double(out[r * classes + j]), want = nan ? kNan : beta * y * h;
+      const Real got = to_double(out[r * classes + j]), want = nan ? kNan : sign * beta * y * h;
       const Real relative = y == 0 ? 0 : kE * (8 - 3 * beta * d);
       const Real room = y * (relative * std::fabs(h) + 8 * kE * h_size + 2 * h_off);
       const Real lost = Type<T>::smallest * (1 + beta * h_size);
@@ -357,7 +361,7 @@ std::string check_soft_argmax(const Case& c) {
       slope_room += (room + 8 * kE * y * std::fabs(h)) * std::fabs(d);
     }
     if (!c.tau_grad) continue;
-    const Real want = nan ? kNan : slope;
+    const Real want = nan ? kNan : sign * slope;
     if (!agrees(grad_beta[r], want, slope_room + Real(0x1p-100))) {
       return wrong("gradient of beta", r, 0, grad_beta[r], want);
     }
@@ -378,6 +382,9 @@ void run_all() {
     c.classes = classes;
     c.outer = classes < 1000 ? 19 : 2;
     both(c);
+    c.tau = -c.tau;
+    run(name_of("soft-argmax", Type<T>::name, c), [&] { return check_soft_argmax<T>(c); });
+    c.tau = -c.tau;
     c.mask = c.tau_tensor = true;
     c.coordinates = 2;
     both(c);
