@@ -177,10 +177,15 @@ Gradients differentiable_gradients(const at::Tensor& grad, const DensityArgument
   const at::ScalarType type = a.compute_type();
   const at::Tensor g = a.logits.dim() == 0 ? grad.unsqueeze(0) : grad.unsqueeze(dim);
   const at::Tensor n = r.n.to(type), w = (1 - n * r.p).masked_fill(r.dropped, 0);
-  const at::Tensor boundary = r.m.gt(0), nothing = g.eq(0);
+  const at::Tensor boundary = r.m.gt(0);
   const at::Tensor nan = at::full({}, std::numeric_limits<double>::quiet_NaN(), g.options());
+  // A gradient of 0 times an infinite factor is 0; where the factor is a number, the product keeps
+  // its derivative in the gradient.
+  const auto times_nothing = [&](const at::Tensor& v) {
+    return g.eq(0).logical_and(v.isfinite().logical_not());
+  };
   const auto settled = [&](const at::Tensor& v) {
-    return at::where(r.bad, nan, v.masked_fill(nothing.logical_or(r.dropped), 0));
+    return at::where(r.bad, nan, v.masked_fill(times_nothing(v).logical_or(r.dropped), 0));
   };
 
   const at::Tensor grad_logits = settled(g * w);
@@ -208,7 +213,7 @@ Gradients differentiable_gradients(const at::Tensor& grad, const DensityArgument
   if (tau_grad) {
     const at::Tensor of_tau = (n - 1) / r.tau - (r.x * w).sum(dim, /*keepdim=*/true);
     grad_tau = g * of_tau.masked_fill(boundary, -INFINITY);
-    grad_tau = at::where(r.bad, nan, grad_tau.masked_fill(nothing, 0));
+    grad_tau = at::where(r.bad, nan, grad_tau.masked_fill(times_nothing(grad_tau), 0));
   }
   const auto shaped = [&](const at::Tensor& v, bool expanded) {
     const at::Tensor of_shape = v.view_symint(a.logits.sym_sizes());

@@ -25,6 +25,7 @@ except ImportError:
     _Array = ()  # type: ignore[assignment, misc]
 
 
+_INT64 = 1 << 63
 SUPPORTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -55,6 +56,8 @@ def as_int(
             value = None
         if value is None:
             raise TypeError(f"{function}: {name} must be {wanted}, got {described(number)}")
+    if type(value) is int and not -_INT64 <= value < _INT64:
+        raise ValueError(f"{function}: {name} must fit into 64 bits, got {described(value)}")
     if least is not None and value < least:
         raise ValueError(f"{function}: {name} must be at least {least}, got {value}")
     return value  # type: ignore[no-any-return]
@@ -138,7 +141,7 @@ def as_graph_input(number: float) -> tuple[float, Tensor | None]:
 
 
 # The second is its name in earlier versions of torch.
-_is_fx_tracing: Callable[[], bool] = (
+is_fx_tracing: Callable[[], bool] = (
     getattr(_symbolic_trace, "is_fx_symbolic_tracing", None) or _symbolic_trace.is_fx_tracing
 )
 
@@ -149,7 +152,7 @@ def is_jit_tracing() -> bool:
 
 def is_traced() -> bool:
     """Whether what is computed is recorded, to be computed again with other values in tensors."""
-    if torch.compiler.is_compiling() or is_jit_tracing() or _is_fx_tracing():
+    if torch.compiler.is_compiling() or is_jit_tracing() or is_fx_tracing():
         return True
     mode, keys = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey
     # A fake mode takes no tensor that is not an input.

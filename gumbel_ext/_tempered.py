@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gumbel_ext._arguments import (
     as_positive,
     check_supported,
+    is_fx_tracing,
     is_jit_tracing,
     is_traced,
     split_tau,
@@ -106,13 +107,17 @@ class Tempered(nn.Module):
         if name in self._buffers:
             # A number is cheaper for the operators than a tensor of one.
             plain = type(held) is Tensor and held.is_cpu and held.dim() == 0
+            if held.is_meta and isinstance(self._first_temperature, float):
+                # Deferred, and in no checkpoint: the parameters may have come from one since.
+                return self._first_temperature
             if traced or not plain or torch._C._are_functorch_transforms_active():
                 return held  # type: ignore[no-any-return]
             return held if held.requires_grad else float(held)
-        if is_jit_tracing() and not isinstance(held, nn.Module):
+        by_fx = is_fx_tracing() and not isinstance(held, TemperatureSchedule)
+        if (is_jit_tracing() or by_fx) and not isinstance(held, nn.Module):
             warnings.warn(
-                f"{type(self).__name__}: torch.jit.trace keeps the present {name}; one that "
-                "changes must be a number, which is a buffer, or a module",
+                f"{type(self).__name__}: a trace keeps the present {name}; one that changes must "
+                "be a number, which is a buffer, or a module",
                 torch.jit.TracerWarning,  # type: ignore[attr-defined]
                 stacklevel=4,
             )

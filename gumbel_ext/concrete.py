@@ -179,5 +179,19 @@ def concrete_log_prob(
         dtype = torch.promote_types(value.dtype, logits.dtype)
         value, logits = value.to(dtype), logits.to(dtype)
     tau_number, tau_tensor = split_tau("concrete_log_prob", tau)
+    if logits.dtype in (torch.float32, torch.float64):
+        logits = _without_offset(logits, dim, max(value.dim(), logits.dim()))
     density: Tensor = _concrete_log_prob(value, logits, tau_number, tau_tensor, dim, log_space)
     return density
+
+
+def _without_offset(logits: Tensor, dim: int, dims: int) -> Tensor:
+    """``logits`` with their largest along ``dim`` of a shape of ``dims`` dimensions moved to 0.
+
+    The density does not depend on an offset, but ``l - tau x`` rounds in proportion to it.
+    """
+    own = dim if dim < 0 else dim - dims + (logits.dim() or 1)
+    if not -max(logits.dim(), 1) <= own < max(logits.dim(), 1) or 0 in logits.shape:
+        return logits
+    peak = logits.detach().amax(own, keepdim=True)
+    return logits - peak.masked_fill(~peak.isfinite(), 0.0)

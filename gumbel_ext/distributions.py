@@ -55,9 +55,11 @@ from torch.nn.functional import logsigmoid
 from gumbel_ext._arguments import (
     as_number,
     as_positive,
+    check_dense,
     check_mask,
     check_supported,
     check_tensor,
+    split_tau,
 )
 from gumbel_ext._pyro import PyroDistribution
 from gumbel_ext.binary import binary_concrete, binary_concrete_log_prob, logit_binary_concrete
@@ -187,21 +189,30 @@ class _Relaxed(PyroDistribution):
 
     def _check_value(self, value: Tensor) -> None:
         """Whether :meth:`log_prob` can take ``value``."""
-        if isinstance(value, Tensor) and not self.support.is_discrete:
-            check_supported(type(self).__name__, "value", value)
+        name = type(self).__name__
+        check_tensor(name, "value", value)
+        whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        if whole and self.support.is_discrete:
+            check_dense(name, "value", value)
+        else:
+            check_supported(name, "value", value)
         if self._validate_args:
             self._validate_sample(value)
 
     def _checked_temperature(self, temperature: Any) -> Any:
         name = type(self).__name__
         if isinstance(temperature, Tensor):
+            # One of whole numbers becomes float64, as where it is the argument of a function.
+            _, temperature = split_tau(name, temperature, "temperature")
+            check_supported(name, "temperature", temperature)
             if self._event_dim and temperature.dim() and temperature.shape[-1] != 1:
                 # [B] beside logits [B, K] would be a temperature a class.
                 raise ValueError(
                     f"{name}: temperature must have a last dimension of 1, for the classes, got "
                     f"{tuple(temperature.shape)}"
                 )
-            if self._validate_args:
+            transformed = torch._C._are_functorch_transforms_active()
+            if self._validate_args and not transformed:
                 inside = (temperature > 0) & (temperature < math.inf)
                 if not bool(inside.all()):
                     raise ValueError(
@@ -269,7 +280,9 @@ class _Relaxed(PyroDistribution):
     ) -> Tensor:
         """The values of :meth:`rsample`, without gradient."""
         with torch.no_grad():
-            return self.rsample(sample_shape, generator=generator, rng_state=rng_state)
+            sample = self.rsample(sample_shape, generator=generator, rng_state=rng_state)
+        # A trace knows no no_grad(), and forward-mode derivatives do not heed it.
+        return sample.detach()
 
     def _draw(
         self, logits: Tensor, generator: torch.Generator | None, rng_state: Tensor | None
@@ -341,12 +354,20 @@ class _OverClasses(_Relaxed):
     ) -> None:
         if mask is not None:
             name = type(self).__name__
+            given = logits if probs is None else probs
+            validated = self._validate_args if validate_args is None else validate_args
             if isinstance(probs, Tensor):
                 check_mask(name, mask, probs, "probs")
                 probs = probs.masked_fill(~mask, 0.0)
             if isinstance(logits, Tensor):
                 check_mask(name, mask, logits, "logits")
                 logits = logits.masked_fill(~mask, -math.inf)
+            if validated and isinstance(given, Tensor) and not torch.compiler.is_compiling():
+                allowed = mask.expand(given.shape).any(-1)
+                if not bool(allowed.all()):
+                    raise ValueError(
+                        f"{name}: mask must allow a class in every row, got none in one"
+                    )
         super().__init__(temperature, probs, logits, validate_args)
 
     @property
@@ -636,6 +657,8 @@ class LogitBinaryConcrete(_OverGates):
 
     def icdf(self, value: Tensor) -> Tensor:
         """The inverse of :meth:`cdf`, for ``value`` in [0, 1]."""
+        check_tensor(type(self).__name__, "value", value)
+        check_supported(type(self).__name__, "value", value)
         return (self.logits + torch.logit(value)) / self.temperature
 
     def _draw(
@@ -672,7 +695,7 @@ class BinaryConcrete(_OverGates, RelaxedBernoulli):  # type: ignore[misc]
     where ``probs`` are 0 or 1 so is the sample.
 
     What :class:`GumbelSoftmax` says of the boundary holds here for 0 and 1: a sample stays between
-    1e-31 (float16: 6e-8; float64: 1e-292) and 1 - eps, where in float32 the log-odds are 15.9. Its
+    1e-31 (float16: 1e-3; float64: 1e-292) and 1 - eps, where in float32 the log-odds are 15.9. Its
     gradient is that of the curve at the value it has, so that with a density's it gives the
     gradient of the log-odds. :class:`LogitBinaryConcrete` has exact densities, too.
 
@@ -704,7 +727,9 @@ class BinaryConcrete(_OverGates, RelaxedBernoulli):  # type: ignore[misc]
         x = logit_binary_concrete(
             _wide(logits), self.temperature, generator=generator, rng_state=rng_state
         )
-        least, most = _lowest(logits.dtype), 1 / torch.finfo(logits.dtype).eps
+        limits = torch.finfo(logits.dtype)
+        # In float16 the derivative of the density, about 1 / y, needs a larger one.
+        least, most = max(_lowest(logits.dtype), 64 / limits.max), 1 / limits.eps
         inside = x.detach().clamp(math.log(least), math.log(most))
         # The difference is exactly 0, and has the gradient that a clamp would not pass on. That of
         # the sigmoid fits the value it returns, so that products with a density's are right.
@@ -793,26 +818,30 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _kl_of_classes(p: Any, q: Any) -> Tensor:
-    """Of categorical distributions: straight-through samples are exact samples of theirs."""
-    log_p, log_q = (torch.log_softmax(_wide(d.logits), -1) for d in (p, q))
-    return _times_log(log_p.exp(), log_p).sum(-1) - _times_log(log_p.exp(), log_q).sum(-1)
+def _log_probs_of_classes(d: Any) -> Tensor:
+    log = torch.log_softmax(_wide(d.logits), -1)
+    # The logits of torch's classes are clamped, so that only probs tell what is impossible.
+    return log if isinstance(d, _Relaxed) else log.masked_fill(d.probs == 0, -math.inf)
 
 
-def _kl_of_gates(p: Any, q: Any) -> Tensor:
-    """Of Bernoulli distributions, likewise."""
-    logits = _wide(p.logits)
-    divergence = torch.zeros_like(logits)
-    for sign in (1, -1):
-        log_p, log_q = (logsigmoid(sign * _wide(d.logits)) for d in (p, q))
-        divergence = divergence + _times_log(log_p.exp(), log_p) - _times_log(log_p.exp(), log_q)
-    return divergence
+def _log_probs_of_gates(d: Any) -> Tensor:
+    """Of 1 and 0, in a last dimension."""
+    logits = _wide(d.logits)
+    log = torch.stack([logsigmoid(logits), logsigmoid(-logits)], -1)
+    if isinstance(d, _Relaxed):
+        return log
+    return log.masked_fill(torch.stack([d.probs == 0, d.probs == 1], -1), -math.inf)
 
 
-for _ours, _theirs, _kl in (
-    (StraightThroughGumbelSoftmax, OneHotCategorical, _kl_of_classes),
-    (StraightThroughBinaryConcrete, Bernoulli, _kl_of_gates),
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    p = log_p.exp()
+    return (_times_log(p, log_p) - _times_log(p, log_q)).sum(-1)
+
+
+# Straight-through samples are exact samples of torch's distributions.
+for _ours, _theirs, _log_probs in (
+    (StraightThroughGumbelSoftmax, OneHotCategorical, _log_probs_of_classes),
+    (StraightThroughBinaryConcrete, Bernoulli, _log_probs_of_gates),
 ):
-    register_kl(_ours, _ours)(_kl)
-    register_kl(_ours, _theirs)(_kl)
-    register_kl(_theirs, _ours)(_kl)
+    for _pair in ((_ours, _ours), (_ours, _theirs), (_theirs, _ours)):
+        register_kl(*_pair)(lambda p, q, log=_log_probs: _divergence(log(p), log(q)))

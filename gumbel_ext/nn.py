@@ -13,6 +13,7 @@ from gumbel_ext._arguments import (
     as_int,
     as_positive,
     check_mask,
+    check_supported,
     check_tensor,
     described,
     wrapped_dim,
@@ -47,6 +48,7 @@ def _class_probabilities(
         )
         return overridden
     check_tensor(name, "logits", logits)
+    check_supported(name, "logits", logits)
     dim = wrapped_dim(name, dim, logits)
     if mask is None:
         y = logits.softmax(dim)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -141,8 +142,18 @@ class TemperatureSchedule:
             raise ValueError(
                 f"{name}: state_dict must have the keys {sorted(own)}, got {sorted(attributes)}"
             )
-        self.__dict__.update(attributes)
-        self.set(self.at(self.steps))
+        # Tried on a copy: a state that is refused changes nothing.
+        other = copy.copy(self)
+        other.__dict__.update(attributes)
+        try:
+            other.steps = as_int(name, "steps", other.steps, 0)
+            tau = _positive(self, "tau", other.at(other.steps))
+        except (ArithmeticError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"{name}: state_dict must hold a schedule, got {described(attributes)} ({error})"
+            ) from None
+        self.__dict__.update(attributes, steps=other.steps)
+        self.set(tau)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value}" for name, value in self._attributes().items())

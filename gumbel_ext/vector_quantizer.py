@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gumbel_ext._arguments import as_bool, as_int, check_tensor
+from gumbel_ext._arguments import as_bool, as_int, check_supported, check_tensor
 from gumbel_ext._tempered import Temperature, Tempered
 from gumbel_ext.embedding import gumbel_embedding
 
@@ -158,6 +158,7 @@ class GumbelVectorQuantizer(Tempered):
         """
         name = type(self).__name__
         check_tensor(name, "features", features)
+        check_supported(name, "features", features)
         if features.dim() == 0 or features.shape[-1] != self.input_dim:
             raise ValueError(
                 f"{name}: features must be of shape [..., {self.input_dim}], got shape "

@@ -225,6 +225,7 @@ def of_no_use(argument):
     """Values that no argument of this name takes."""
     if argument in INTS:
         yield from (None, 1.5, "1", True, np.float64(1), np.bool_(True), 1j, {}, object())
+        yield from (2**63, -(2**63) - 1, 10**30)
         yield from (torch.tensor(1.0), torch.tensor(True), torch.ones(2, dtype=torch.int64))
     elif argument in BOOLS:
         yield from (None, "yes", 2, -1, 1.5, [], {}, torch.tensor(1.0), np.ones(2, dtype=bool))

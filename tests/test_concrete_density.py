@@ -576,3 +576,46 @@ def test_errors(device):
     assert concrete_log_prob(x.half(), x, 1.0).dtype == torch.float32
     assert concrete_log_prob(x.half(), x.half(), 1.0).dtype == torch.float32
     assert concrete_log_prob(x.double(), x, 1.0).dtype == torch.float64
+
+
+# ---- rounding and zero gradients ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_space", [False, True])
+@pytest.mark.parametrize("offset", [2.0**17, -(2.0**20)])
+@pytest.mark.parametrize("shared", [False, True], ids=["a row each", "one row for all"])
+def test_an_offset_of_the_logits_changes_nothing(device, offset, shared, log_space):
+    """Logits are multiples of 1/4, so that shifted ones are the same numbers exactly."""
+    logits = (torch.randn(30, 6) * 4).round().div(4).to(device)
+    logits = logits[0] if shared else logits
+    logits.view(-1, 6)[:, 5] = -1e30
+    value = torch.randn(30, 6).log_softmax(-1).to(device)
+    value = value if log_space else value.exp()
+    weight = torch.randn(30, device=device)
+    results = []
+    for moved in (logits, logits + offset):
+        leaf = moved.clone().requires_grad_()
+        density = concrete_log_prob(value, leaf, 0.7, log_space=log_space)
+        results.append((density, torch.autograd.grad((density * weight).sum(), leaf)[0]))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("log_space", [False, True])
+def test_a_gradient_of_zero_has_derivatives(device, log_space):
+    """As weights have that are learnt from 0."""
+    logits = torch.randn(4, 3, dtype=torch.float64, device=device, requires_grad=True)
+    value = torch.randn(4, 3, dtype=torch.float64, device=device).log_softmax(-1)
+    value = (value if log_space else value.exp()).requires_grad_()
+    tau = torch.tensor(0.7, dtype=torch.float64, device=device, requires_grad=True)
+    inputs = (logits, value, tau)
+    direction = [torch.randn_like(x) for x in inputs]
+    products = []
+    for start in (0.0, 1.0):
+        weight = torch.full((4,), start, dtype=torch.float64, device=device, requires_grad=True)
+        density = concrete_log_prob(value, logits, tau, log_space=log_space)
+        first = torch.autograd.grad((weight * density).sum(), inputs, create_graph=True)
+        moved = sum((g * d).sum() for g, d in zip(first, direction, strict=True))
+        products.append(torch.autograd.grad(moved, weight)[0])
+    # Linear in the weights: the derivative is the same wherever they are.
+    torch.testing.assert_close(*products)
+    assert (products[0] != 0).all()

@@ -219,8 +219,9 @@ def test_numbers_as_parameters_of_gates(cls, tau):
 def test_values_outside_the_support_are_refused(cls):
     ours = cls(0.5, logits=logits_for(cls, 3), validate_args=True)
     inside = ours.sample()
-    with pytest.raises(ValueError, match="must be a Tensor"):
-        ours.log_prob(0.5)
+    for nothing in (0.5, None, "text", [0.5]):
+        with pytest.raises(TypeError, match=f"^{cls.__name__}: value must be a tensor, got"):
+            ours.log_prob(nothing)
     with pytest.raises(ValueError, match="not broadcastable"):
         ours.log_prob(inside.expand(2, *inside.shape).transpose(0, 1))
     with pytest.raises(ValueError, match="to be within the support"):
@@ -359,7 +360,7 @@ def test_mask_is_probability_zero(device):
             with pytest.raises(TypeError, match=f"{name}: mask must"):
                 cls(0.4, logits=logits, mask=wrong)
         for given in ({"logits": logits}, {"probs": probs}):
-            with pytest.raises(ValueError, match="satisfy the constraint"):
+            with pytest.raises(ValueError, match=f"^{name}: mask must allow a class in every row"):
                 cls(0.4, mask=torch.zeros_like(mask), validate_args=True, **given)
         with pytest.raises(ValueError, match="satisfy the constraint"):
             cls(0.4, logits=torch.full((2, 3), -math.inf), validate_args=True)
@@ -372,11 +373,15 @@ def test_values_of_other_types(cls, validate, device):
     ours = cls(0.5, logits=logits_for(cls, 3, device=device), validate_args=validate)
     value = torch.zeros(ours.param_shape, dtype=torch.long, device=device)
     value[..., :1] = 1
+    others = [value.bool(), value.cfloat(), value.to(torch.float8_e4m3fn), value.to_sparse()]
     if cls in STRAIGHT_THROUGH:
         torch.testing.assert_close(ours.log_prob(value), ours.log_prob(value.to(ours.logits)))
-        return
-    for wrong in (value, value.bool(), value.cfloat(), value.to(torch.float8_e4m3fn)):
-        with pytest.raises(TypeError, match=f"^{cls.__name__}: value must have dtype [^\n]*$"):
+    else:
+        others.append(value)
+    for wrong in others:
+        with pytest.raises(
+            TypeError, match=f"^{cls.__name__}: value must (have dtype|be a dense) [^\n]*$"
+        ):
             ours.log_prob(wrong)
 
 
@@ -691,7 +696,7 @@ def test_samples_stay_off_the_boundary(cls, dtype, tau, device, state):
         torch.testing.assert_close(
             density.double(), exact.log_prob(z.double()), rtol=bound, atol=10 * bound
         )
-    if dtype != torch.float16:  # where 1 / y is beyond the dtype's range (docs/distributions.md)
+    if cls is gd.BinaryConcrete or dtype != torch.float16:  # where 1 / y overflows: see the page
         elbo = p.log_prob(z) - q.log_prob(z)
         (gradient,) = torch.autograd.grad((elbo * torch.randn_like(elbo)).sum(), logits)
         assert gradient.isfinite().all()
@@ -923,6 +928,47 @@ def test_straight_through_gates_are_bernoulli(device):
     torch.testing.assert_close(of_z, logits)
 
 
+def divergences(p, q):
+    """Every pair of our class and torch's with these probabilities, and torch's own."""
+    classes = p.shape[-1] > 1
+    ours = gd.StraightThroughGumbelSoftmax if classes else gd.StraightThroughBinaryConcrete
+    theirs = td.OneHotCategorical if classes else td.Bernoulli
+    if not classes:
+        p, q = p[..., 0], q[..., 0]
+    expected = td.kl_divergence(*(theirs(probs=x, validate_args=False) for x in (p, q)))
+    pairs = ((ours, ours), (ours, theirs), (theirs, ours))
+    for kinds in pairs:
+        yield (
+            td.kl_divergence(
+                *(
+                    kind(0.5, probs=x) if kind is ours else kind(probs=x, validate_args=False)
+                    for kind, x in zip(kinds, (p, q), strict=True)
+                )
+            ),
+            expected,
+        )
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        ([0.3, 0.7, 0.0], [0.5, 0.5, 0.0]),
+        ([0.3, 0.7, 0.0], [0.5, 0.0, 0.5]),
+        ([0.3, 0.7, 0.0], [0.2, 0.3, 0.5]),
+        ([0.0], [0.0]),
+        ([1.0], [1.0]),
+        ([0.5], [0.0]),
+        ([0.5], [1.0]),
+        ([1.0], [0.25]),
+    ],
+    ids=str,
+)
+def test_divergences_where_a_probability_is_zero(p, q):
+    """In 64 bits, where torch's clamp of a logarithm is nothing beside what is compared."""
+    for got, expected in divergences(*(torch.tensor(x, dtype=torch.float64) for x in (p, q))):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
 def test_straight_through_with_impossible_classes(device):
     logits = torch.tensor([0.0, -math.inf, 1.0], device=device, requires_grad=True)
     ours = gd.StraightThroughGumbelSoftmax(0.5, logits=logits)
@@ -1043,6 +1089,53 @@ def test_vmap_keeps_its_rules_of_randomness(cls, device):
     assert torch.equal(same[0], same[1])
     different = torch.vmap(draw, randomness="different")(logits[:1].expand_as(logits))
     assert not torch.equal(different[0], different[1])
+
+
+@every_class
+def test_vmap_over_temperatures(cls, device, state):
+    """A temperature an example, whose values nobody can look at."""
+    logits = logits_for(cls, 5, 4, device=device)
+    taus = torch.rand(5, dtype=logits.dtype, device=device) + 0.3
+
+    def score(row, tau):
+        d = cls(tau, logits=row)
+        z = d.rsample(rng_state=state)
+        return z, d.log_prob(z)
+
+    both = torch.vmap(score)(logits, taus)
+    for i in range(5):
+        for got, expected in zip(both, score(logits[i], taus[i]), strict=True):
+            torch.testing.assert_close(got[i], expected)
+
+
+@every_class
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_sample_has_no_gradient(cls, state):
+    def score(logits):
+        d = cls(0.5, logits=logits, validate_args=False)
+        return d.log_prob(d.sample(rng_state=state))
+
+    logits = logits_for(cls, 4)
+    traced = torch.jit.trace(score, (torch.randn_like(logits).requires_grad_(),))
+    gradients = []
+    for function in (score, traced):
+        leaf = logits.clone().requires_grad_()
+        density = function(leaf)
+        weight = torch.arange(1.0, 1 + density.numel()).view_as(density)
+        gradients.append(torch.autograd.grad((density * weight).sum(), leaf)[0])
+    torch.testing.assert_close(*gradients)
+
+
+@every_class
+def test_temperatures_of_other_types(cls, device):
+    logits = logits_for(cls, 3, device=device)
+    assert cls(torch.tensor(1, device=device), logits=logits).sample().shape == logits.shape
+    for wrong in (1j, True):
+        with pytest.raises(TypeError, match=f"^{cls.__name__}: temperature must have dtype"):
+            cls(torch.tensor(wrong), logits=logits)
+    for wrong in (torch.tensor(0.5).to(torch.float8_e5m2), torch.ones(1).to_sparse()):
+        with pytest.raises(TypeError, match=f"^{cls.__name__}: temperature must (have|be a dense)"):
+            cls(wrong, logits=logits)
 
 
 def test_gradients_by_torch_func(device, state):

@@ -120,6 +120,27 @@ def test_state_of_an_earlier_version():
         SCHEDULES["piecewise"]().load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"every": 0},
+        {"total_steps": 0},
+        {"steps": "a"},
+        {"steps": -5},
+        {"steps": 2.5},
+        {"start": -1},
+    ],
+    ids=str,
+)
+def test_a_state_that_is_refused_changes_nothing(wrong):
+    schedule = LinearTemperature(2.0, 0.5, 10)
+    schedule.step()
+    before = schedule.state_dict(), schedule.tau
+    with pytest.raises((TypeError, ValueError), match=r"^LinearTemperature: [^\n]*$"):
+        schedule.load_state_dict({**schedule.state_dict(), **wrong})
+    assert (schedule.state_dict(), schedule.tau) == before
+
+
 def test_a_schedule_of_ones_own():
     class Halving(TemperatureSchedule):
         def __init__(self, start):
