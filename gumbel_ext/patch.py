@@ -11,6 +11,7 @@ from typing import Any, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gumbel_ext import functional
@@ -72,14 +73,15 @@ class _KnownFunction:
         return hash(self.known)
 
 
+# Handlers compare the function with those they know, which Dynamo cannot follow for an object.
+@_disable_dynamo
 def _overridden(logits: Tensor, tau: Any, hard: bool, eps: float, dim: int) -> Any:
     arguments = {"tau": tau, "hard": hard, "eps": eps, "dim": dim}
-    if not torch.compiler.is_compiling():
-        try:
-            return handle_torch_function(_KnownFunction(), (logits, tau), logits, **arguments)
-        except TypeError as error:
-            if not str(error).startswith("no implementation found for "):
-                raise
+    try:
+        return handle_torch_function(_KnownFunction(), (logits, tau), logits, **arguments)
+    except TypeError as error:
+        if not str(error).startswith("no implementation found for "):
+            raise
     # For tables that were made while the patch was there, whose hash is another.
     return handle_torch_function(gumbel_softmax, (logits, tau), logits, **arguments)
 

@@ -522,3 +522,25 @@ def test_traced_by_fx(traced_under_the_patch):
     assert node.target == ORIGINAL
     for module in (graph, pickle.loads(pickle.dumps(graph))):
         torch.testing.assert_close(module(torch.randn(3, 4)).sum(0), torch.ones(4))
+
+
+@pytest.mark.cpu_only(reason="one compiler is enough")
+def test_overrides_of_a_subclass_in_compiled_code():
+    """A handler registered before the patch is found in a compiled function, too."""
+    handlers = {F.gumbel_softmax: lambda *args, **kwargs: torch.full((2,), 9.0)}
+
+    class Own(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func in handlers:
+                return handlers[func](*args, **(kwargs or {}))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    logits = torch.randn(3, 4).as_subclass(Own)
+
+    def sample(x):
+        return F.gumbel_softmax(x, 0.5, True)
+
+    torch.compiler.reset()
+    with gumbel_ext.patch_torch():
+        assert torch.equal(torch.compile(sample, backend="eager")(logits), torch.full((2,), 9.0))
