@@ -215,8 +215,9 @@ class _Relaxed(PyroDistribution):
             if self._validate_args and not transformed:
                 inside = (temperature > 0) & (temperature < math.inf)
                 if not bool(inside.all()):
+                    wrong = temperature[~inside].flatten()[0].item()
                     raise ValueError(
-                        f"{name}: temperature must be positive and finite, got {temperature}"
+                        f"{name}: temperature must be positive and finite, got {wrong}"
                     )
             return temperature
         if isinstance(temperature, (torch.SymFloat, torch.SymInt)):
