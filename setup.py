@@ -88,6 +88,7 @@ SOURCES = [
     "csrc/arguments.cpp",
     "csrc/autocast.cpp",
     "csrc/autograd.cpp",
+    "csrc/autograd_levels.cpp",
     "csrc/binary_concrete.cpp",
     "csrc/concrete_density.cpp",
     "csrc/decoupled_gumbel_softmax.cpp",

@@ -568,6 +568,7 @@ def test_gradient_is_one_call(hard, dtype):
     # The gradient of tau is summed over the rows that share it, and rounded; an index that was not
     # asked for is an empty tensor.
     assert others <= {
+        "aten.alias.default",  # of a saved tensor, since torch 2.14
         "aten.empty.memory_format",
         "aten.sum.dim_IntList",
         "aten._to_copy.default",

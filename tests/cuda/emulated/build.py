@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 # Functions of the module that the operators call, and that it does not export.
 SHARED_WITH_THE_MODULE = (
     "arguments.cpp",
+    "autograd_levels.cpp",
     "concrete_density.cpp",
     "embedding.cpp",
     "embedding_lookup.cpp",
