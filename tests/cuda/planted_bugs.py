@@ -367,7 +367,7 @@ BUGS = [
     swap("soft-argmax: a row that does not exist writes", E, "team.rank() != 0 || !row.exists", "team.rank() != 0"),
     swap("soft-argmax: the middle of the positions", E, "apart + p.middle[k]", "apart"),
     swap("soft-argmin: its padding is the best class", E, "multiply(sign, -infinity<Scalar>())", "-infinity<Scalar>()", 0, 2),
-    swap("soft-argmin: the smallest logit by its size", E, "top = multiply(sign, best.value)", "top = best.value"),
+    swap("soft-argmin: the smallest logit by its size", E, "multiply(sign, best.value)", "best.value"),
     swap("soft-argmax: a class below 0", E, "state[0] >= 0", "true"),
     swap("soft-argmax: a class past the last", E, "state[0] < static_cast<double>(p.classes)", "true"),
     swap("soft-argmax: gradients around the best class", E, "multiply_add(-weight[k], static_cast<Scalar>(state[3 + k]), centre)", "Scalar(0)"),
