@@ -56,7 +56,9 @@ def as_int(
             value = None
         if value is None:
             raise TypeError(f"{function}: {name} must be {wanted}, got {described(number)}")
-    if type(value) is int and not -_INT64 <= value < _INT64:
+    # Not while compiling, where a size is an int to Dynamo: the comparison would bound it.
+    compiling = torch.compiler.is_compiling()
+    if not compiling and type(value) is int and not -_INT64 <= value < _INT64:
         raise ValueError(f"{function}: {name} must fit into 64 bits, got {described(value)}")
     if least is not None and value < least:
         raise ValueError(f"{function}: {name} must be at least {least}, got {value}")

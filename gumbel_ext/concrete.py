@@ -191,7 +191,7 @@ def _without_offset(logits: Tensor, dim: int, dims: int) -> Tensor:
     The density does not depend on an offset, but ``l - tau x`` rounds in proportion to it.
     """
     own = dim if dim < 0 else dim - dims + (logits.dim() or 1)
-    if not -max(logits.dim(), 1) <= own < max(logits.dim(), 1) or 0 in logits.shape:
+    if not -logits.dim() <= own < logits.dim() or logits.shape[own] == 0:
         return logits
     peak = logits.detach().amax(own, keepdim=True)
     return logits - peak.masked_fill(~peak.isfinite(), 0.0)

@@ -195,7 +195,7 @@ def calls_that_save(x, tau, mask, value, book):
     yield (
         gumbel_ext.concrete_log_prob(value, x, tau),
         "concrete_log_prob",
-        {"value": value, "logits": x, "tau": tau},
+        {"value": value, "tau": tau},  # of logits that have been moved, a copy
     )
     yield gumbel_ext.binary_concrete(x, tau), "binary_concrete", {"logits": x, "tau": tau}
     yield (
