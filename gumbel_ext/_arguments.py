@@ -113,6 +113,11 @@ def as_positive(function: str, name: str, value: Any, wanted: str = "a number") 
     return number
 
 
+def is_whole(tensor: Tensor) -> bool:
+    """Whether its elements are whole numbers, which bools are not."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
 def split_tau(
     function: str, tau: Any, name: str = "tau", wanted: str = "a number or a tensor"
 ) -> tuple[float, Tensor | None]:
@@ -125,8 +130,7 @@ def split_tau(
     if isinstance(tau, Tensor):
         check_dense(function, name, tau)
         # A buffer made of an int is as good as the int; bool and complex numbers the op refuses.
-        whole = not (tau.is_floating_point() or tau.is_complex() or tau.dtype == torch.bool)
-        return 1.0, tau.double() if whole else tau
+        return 1.0, tau.double() if is_whole(tau) else tau
     return as_graph_input(as_number(function, name, tau, wanted))
 
 
@@ -352,3 +356,18 @@ def checked_state(
     check_local(function, "logits", logits)
     check_optional(function, mask, generator, rng_state, logits.device)
     return state_beside(rng_state, logits.device)
+
+
+def checked_noise(
+    function: str,
+    size: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | str | int | None,
+    generator: torch.Generator | None,
+    rng_state: Tensor | None,
+) -> tuple[Tensor, tuple[int, ...], Tensor | None]:
+    """Checks what functions that return noise take: ``like``, shape and state of the op."""
+    shape = as_size(function, size)
+    like = empty(function, dtype, device)
+    check_optional(function, None, generator, rng_state, like.device)
+    return like, shape, state_beside(rng_state, like.device)

@@ -28,15 +28,19 @@ from gumbel_ext._arguments import (
     check_optional,
     check_positive,
     check_supported,
-    empty,
+    checked_noise,
     split_tau,
     state_beside,
 )
 
-__all__ = ["binary_concrete", "binary_concrete_log_prob", "logistic_noise"]
+__all__ = [
+    "binary_concrete",
+    "binary_concrete_log_prob",
+    "logistic_noise",
+    "logit_binary_concrete",
+]
 
 Number: TypeAlias = float | int
-
 
 _binary_concrete = torch.ops.gumbel_ext.binary_concrete.default
 _logistic_noise = torch.ops.gumbel_ext.logistic_noise.default
@@ -227,10 +231,9 @@ def logistic_noise(
             rng_state=rng_state,
         )
         return overridden
-    shape = as_size("logistic_noise", size)
-    like = empty("logistic_noise", dtype, device)
-    check_optional("logistic_noise", None, generator, rng_state, like.device)
-    rng_state = state_beside(rng_state, like.device)
+    like, shape, rng_state = checked_noise(
+        "logistic_noise", size, dtype, device, generator, rng_state
+    )
     noise: Tensor = _logistic_noise(like, shape, generator, rng_state)[0]
     return noise
 

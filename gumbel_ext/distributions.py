@@ -59,6 +59,7 @@ from gumbel_ext._arguments import (
     check_mask,
     check_supported,
     check_tensor,
+    is_whole,
     split_tau,
 )
 from gumbel_ext._pyro import PyroDistribution
@@ -191,8 +192,7 @@ class _Relaxed(PyroDistribution):
         """Whether :meth:`log_prob` can take ``value``."""
         name = type(self).__name__
         check_tensor(name, "value", value)
-        whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-        if whole and self.support.is_discrete:
+        if is_whole(value) and self.support.is_discrete:
             check_dense(name, "value", value)
         else:
             check_supported(name, "value", value)
@@ -354,22 +354,22 @@ class _OverClasses(_Relaxed):
         mask: Tensor | None = None,
     ) -> None:
         if mask is not None:
-            name = type(self).__name__
-            given = logits if probs is None else probs
             validated = self._validate_args if validate_args is None else validate_args
             if isinstance(probs, Tensor):
-                check_mask(name, mask, probs, "probs")
-                probs = probs.masked_fill(~mask, 0.0)
+                probs = self._masked("probs", probs, mask, 0.0, validated)
             if isinstance(logits, Tensor):
-                check_mask(name, mask, logits, "logits")
-                logits = logits.masked_fill(~mask, -math.inf)
-            if validated and isinstance(given, Tensor) and not torch.compiler.is_compiling():
-                allowed = mask.expand(given.shape).any(-1)
-                if not bool(allowed.all()):
-                    raise ValueError(
-                        f"{name}: mask must allow a class in every row, got none in one"
-                    )
+                logits = self._masked("logits", logits, mask, -math.inf, validated)
         super().__init__(temperature, probs, logits, validate_args)
+
+    def _masked(
+        self, given_name: str, given: Tensor, mask: Tensor, impossible: float, validated: bool
+    ) -> Tensor:
+        name = type(self).__name__
+        check_mask(name, mask, given, given_name)
+        looked_at = validated and not torch.compiler.is_compiling()
+        if looked_at and not bool(mask.expand(given.shape).any(-1).all()):
+            raise ValueError(f"{name}: mask must allow a class in every row, got none in one")
+        return given.masked_fill(~mask, impossible)
 
     @property
     def _vertex(self) -> Tensor:

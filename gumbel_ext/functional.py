@@ -22,11 +22,11 @@ from gumbel_ext import _random_ops as _random_ops  # and what tracing does
 from gumbel_ext._arguments import (
     as_bool,
     as_int,
-    as_size,
     check_mask,
     check_optional,
     check_supported,
     check_tensor,
+    checked_noise,
     empty,
     is_dtensor,
     split_tau,
@@ -349,10 +349,9 @@ def gumbel_noise(
             rng_state=rng_state,
         )
         return overridden
-    shape = as_size("gumbel_noise", size)
-    like = empty("gumbel_noise", dtype, device)
-    check_optional("gumbel_noise", None, generator, rng_state, like.device)
-    rng_state = state_beside(rng_state, like.device)
+    like, shape, rng_state = checked_noise(
+        "gumbel_noise", size, dtype, device, generator, rng_state
+    )
     noise: Tensor = _gumbel_noise(like, shape, generator, rng_state)
     return noise
 
