@@ -83,63 +83,15 @@ if not Path(sysconfig.get_path("include"), "Python.h").is_file():
 
 VERSION = runpy.run_path(str(ROOT / "gumbel_ext" / "_version.py"))["__version__"]
 
-# CMakeLists.txt has the same lists without module.cpp.
-SOURCES = [
-    "csrc/arguments.cpp",
-    "csrc/autocast.cpp",
-    "csrc/autograd.cpp",
-    "csrc/autograd_levels.cpp",
-    "csrc/binary_concrete.cpp",
-    "csrc/concrete_density.cpp",
-    "csrc/decoupled_gumbel_softmax.cpp",
-    "csrc/embedding.cpp",
-    "csrc/embedding_lookup.cpp",
-    "csrc/estimators.cpp",
-    "csrc/layouts.cpp",
-    "csrc/library.cpp",
-    "csrc/log_softmax.cpp",
-    "csrc/meta.cpp",
-    "csrc/module.cpp",
-    "csrc/sharded_rows.cpp",
-    "csrc/soft_argmax.cpp",
-    "csrc/straight_through_softmax.cpp",
-    "csrc/cpu/binary_concrete_cpu.cpp",
-    "csrc/cpu/concrete_cpu.cpp",
-    "csrc/cpu/dispatch.cpp",
-    "csrc/cpu/embedding_cpu.cpp",
-    "csrc/cpu/estimators_cpu.cpp",
-    "csrc/cpu/gumbel_softmax_cpu.cpp",
-    "csrc/cpu/kernels_avx2.cpp",
-    "csrc/cpu/kernels_avx512.cpp",
-    "csrc/cpu/kernels_baseline.cpp",
-    "csrc/cpu/plan.cpp",
-    "csrc/cpu/sharded_rows_cpu.cpp",
-    "csrc/cpu/soft_argmax_cpu.cpp",
-]
-CUDA_SOURCES = [
-    "csrc/cuda/binary_concrete_cuda.cpp",
-    "csrc/cuda/concrete_cuda.cpp",
-    "csrc/cuda/deterministic_cuda.cpp",
-    "csrc/cuda/embedding_cuda.cpp",
-    "csrc/cuda/estimators_cuda.cpp",
-    "csrc/cuda/gumbel_softmax_cuda.cpp",
-    "csrc/cuda/launch_bfloat16.cu",
-    "csrc/cuda/launch_binary.cu",
-    "csrc/cuda/launch_concrete.cu",
-    "csrc/cuda/launch_deterministic.cu",
-    "csrc/cuda/launch_estimators.cu",
-    "csrc/cuda/launch_float16.cu",
-    "csrc/cuda/launch_float32.cu",
-    "csrc/cuda/launch_float64.cu",
-    "csrc/cuda/launch_positions.cu",
-    "csrc/cuda/launch_topk.cu",
-    "csrc/cuda/plan.cpp",
-]
-HEADERS = sorted(
-    path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "csrc").rglob("*")
-    if path.suffix in {".h", ".inc", ".cuh"}
-)
+def below_csrc(*patterns: str) -> list[str]:
+    found = (path for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+# As in CMakeLists.txt, which leaves out module.cpp.
+SOURCES = below_csrc("*.cpp", "ops/*.cpp", "cpu/*.cpp")
+CUDA_SOURCES = below_csrc("cuda/*.cpp", "cuda/*.cu")
+HEADERS = below_csrc("**/*.h", "**/*.inc", "**/*.cuh")
 
 # - No -march: the files under csrc/cpu carry their own target, chosen at run time.
 # - No -std: torch adds the one it needs.
