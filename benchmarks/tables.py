@@ -1,4 +1,4 @@
-"""What the pages' tables are made of: results, targets, cells, marked places."""
+"""What tables are made of: results, their rows, cells, and the marked regions of pages."""
 
 from __future__ import annotations
 
@@ -8,23 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labels import (
-    ARGMAX,
-    COMPILED,
-    COMPILED_ARGMAX,
-    COPY,
+from benchmarks.labels import (
     CUDA_SHAPES,
-    EAGER,
-    GUMBEL_EXT,
     HARD_FORWARD,
     INDEX,
     SHAPES,
     SOFT_FORWARD,
-    SOFTMAX,
 )
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 NOT_YET = "not yet measured"
 
@@ -46,11 +36,23 @@ class Result:
         if self.document.get("format") != 1:
             raise ValueError(f"{path}: format {self.document.get('format')!r}, expected 1")
         self.rows: list[Row] = self.document["rows"]
-        self.memory_rows: list[Row] = self.document["memory_rows"]
+        self.memory_rows: list[Row] = self.document.get("memory_rows", [])
+
+    @property
+    def suite(self) -> str:
+        """The suite that it is of: core, family, or steps of the examples."""
+        if any("page" in row for row in self.rows):
+            return "family"
+        return "steps" if "batch" in self.document else "core"
+
+    @property
+    def name(self) -> str:
+        """What the file's name says before the device."""
+        return self.path.stem.partition("-cpu-")[0]
 
     @property
     def on_gpu(self) -> bool:
-        """Whether bench_cuda.py made it."""
+        """Whether a GPU, or a rehearsal, made it."""
         return self.document.get("device") == "cuda"
 
     @property
@@ -93,6 +95,15 @@ class Result:
         """What the GPU calls itself."""
         return str(self.document["machine"]["gpu"]["name"])
 
+    @property
+    def contenders(self) -> list[str]:
+        """Those of a race, in their order."""
+        return list(dict.fromkeys(row["contender"] for row in self.rows))
+
+    def of_contender(self, name: str) -> list[Row]:
+        """Its rows, in their order."""
+        return [row for row in self.rows if row["contender"] == name]
+
     def speed_rows(self) -> list[Row]:
         """What the picture of speed shows."""
         return [
@@ -103,6 +114,16 @@ class Result:
             and tuple(row.get("asked_shape", row["shape"])) in self.shapes
             and row["op"] in (SOFT_FORWARD, HARD_FORWARD, INDEX)
         ]
+
+    def machine(self, kernels: str = "") -> str:
+        """The machine, in few words."""
+        machine, torch = self.document["machine"], self.document["versions"]["torch"]
+        if self.on_gpu:
+            return f"{machine['gpu']['name']}, driver {machine['gpu']['driver']}, torch {torch}"
+        threads = count(self.document["threads"], "thread")
+        return (
+            f"{machine['cpu']}, {kernels or f'{self.capability} kernels'}, {threads}, torch {torch}"
+        )
 
     def setup(self) -> str:
         """One sentence: where, with what, when."""
@@ -132,44 +153,6 @@ class Result:
             f"{versions_text} built by {compiler}, "
             f"commit {commit}, {document['date'][:10]}.{notes}"
         )
-
-
-@dataclass(frozen=True)
-class Target:
-    """A bound on gumbel_ext's time against a peer's, in the same rounds of the same run."""
-
-    op: str
-    dtype: str
-    peer: str
-    bound: float
-    at_most: bool  # of the peer's time; else: at least so many times faster
-
-    @property
-    def text(self) -> str:
-        """The bound as the table shows it."""
-        return f"≤ {self.bound:g} of its time" if self.at_most else f"≥ {self.bound:g}x its speed"
-
-    def measured(self, row: Row) -> tuple[float, float, float]:
-        """Median and quartiles of the bounded quantity, from the peer's row."""
-        ratio = row["time_over_baseline"]
-        if self.at_most:
-            return 1 / ratio["median"], 1 / ratio["p75"], 1 / ratio["p25"]
-        return ratio["median"], ratio["p25"], ratio["p75"]
-
-    def met(self, value: float) -> bool:
-        """Whether the value is on the right side of the bound."""
-        return value <= self.bound if self.at_most else value >= self.bound
-
-    def cell(self, row: Row | None) -> tuple[str, bool | None]:
-        """Table cell, and whether the target is met; None without a measurement."""
-        if row is None:
-            return "", None
-        value, low, high = self.measured(row)
-        met = self.met(value)
-        text = number(value) + ("" if self.at_most else "x")
-        if self.met(low) != self.met(high):
-            text += " ~"
-        return (text if met else f"**{text}**"), met
 
 
 def number(value: float) -> str:
@@ -212,94 +195,61 @@ def optional(row: Row | None, value: Callable[[Row], str]) -> str:
     return "" if row is None else value(row)
 
 
-def times_section(result: Result) -> str:
-    copied = "as many bytes as the operator must" if result.on_gpu else "the logits"
-    groups = ("shapes", "long rows", "layouts", "workloads") if result.on_gpu else ("shapes",)
-    unit, scale = ("picoseconds", 1e3) if result.on_gpu else ("nanoseconds", 1)
-
-    def per_element(row: Row) -> str:
-        return number(row["median_ns_per_element"] * scale)
-
-    lines = []
-    for case in grouped(r for r in result.rows if r["group"] in groups):
-        ours = case[GUMBEL_EXT]
-        shape = shape_text(ours["shape"]) + (f" dim={ours['dim']}" if ours["dim"] != -1 else "")
-        if ours["variant"] != "contiguous":
-            shape += f", {ours['variant']}"
-        compiled = case.get(COMPILED) or case.get(COMPILED_ARGMAX)
-        peers = [case.get(EAGER) or case.get(ARGMAX), compiled, *map(case.get, (SOFTMAX, COPY))]
-        cells = [optional(row, per_element) for row in [ours, *peers]]
-        spread = ours["iqr_ns_per_element"] / ours["median_ns_per_element"]
-        lines.append([ours["op"], ours["dtype"], shape, *cells, f"{100 * spread:.0f} %"])
-    header = [
-        "op",
-        "dtype",
-        "shape",
-        "gumbel_ext",
-        "eager",
-        "torch.compile",
-        "F.softmax",
-        "copy_",
-        "spread",
-    ]
-    return (
-        f"<details><summary>Median {unit} per element, every shape</summary>\n\n"
-        "Eager is `F.gumbel_softmax`, for index `argmax(logits + gumbel)`; torch.compile is of "
-        "`F.gumbel_softmax`; `F.softmax` does the same passes (forward, backward) of plain "
-        f"softmax; `copy_` moves {copied} into memory that is already there. Spread: gumbel_ext's "
-        "interquartile range over its median.\n\n"
-        + table(header, lines, numbers_from=3)
-        + "\n\n</details>"
-    )
+def markers(region: str, maker: str = "benchmarks.pages") -> tuple[str, str]:
+    return f"<!-- begin {region}: made by {maker} -->", f"<!-- end {region} -->"
 
 
-def memory_section(result: Result) -> str:
-    lines = []
-    for row in result.memory_rows:
-        resident = row["resident_peak_bytes_per_element"]
-        saved = row["saved_beyond_output_bytes_per_element"]
-        lines.append(
-            [
-                row["op"],
-                f"{shape_text(row['shape'])} {row['dtype']}",
-                f"`{row['contender']}`",
-                number(row["allocator_peak_bytes_per_element"]),
-                "" if resident is None else number(resident),
-                number(saved),
-                number(row["saved_beyond_output_bytes_per_row"]),
-            ]
-        )
-    header = [
-        "op",
-        "logits",
-        "contender",
-        "peak, allocator",
-        "peak, resident",
-        "saved beyond output",
-        "saved, per row",
-    ]
-    return (
-        "Bytes per element above the live logits and incoming gradient, in one forward and "
-        "backward; the output and the gradient of the logits are included. The last column is in "
-        "bytes per row.\n\n" + table(header, lines, numbers_from=3)
-    )
-
-
-def markers(section: str) -> tuple[str, str]:
-    return f"<!-- begin {section}: made by plot.py -->", f"<!-- end {section} -->"
-
-
-def replace_section(page: str, name: str, texts: list[str]) -> str:
-    begin, end = markers(name)
+def with_region(page: str, region: str, body: str, maker: str = "benchmarks.pages") -> str:
+    """The page with what stands between the region's two lines made anew."""
+    begin, end = markers(region, maker)
     if page.count(begin) != 1 or page.count(end) != 1:
         raise ValueError(f"the page must have the lines {begin} and {end} once each")
     before, rest = page.split(begin)
-    _, after = rest.split(end)
-    body = "\n\n".join(texts)
-    return f"{before}{begin}\n{body}\n{end}{after}"
+    return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
 
 
-def refuse_rehearsal(page: Path) -> None:
-    """Numbers that mean nothing stay out of the project's pages."""
-    if page.resolve().is_relative_to(ROOT / "docs"):
-        raise ValueError(f"a rehearsal is not for {page}: name a place outside docs/")
+# --- training steps of the examples ---
+
+
+@dataclass(frozen=True)
+class Times:
+    """A section with the times of a training step; its result is that of a suite."""
+
+    section: str
+    result: str  # NAME-cpu-avx2.json
+    picture: str
+    heading: str
+    alt: str
+    classes: str  # what their number is called, in the table and below the picture
+    classes_axis: str
+    compared: str  # whose time over the first one's is shown
+    ratio: str  # the heading of that column
+    styles: tuple[str, ...]  # names of plot.STEP_STYLES
+
+
+TIMES = (
+    Times(
+        section="times",
+        result="semi-supervised",
+        picture="semi-supervised-time.png",
+        heading="Training step: one class or all",
+        alt="A training step against K",
+        classes="K",
+        classes_axis="classes K",
+        compared="sum over the classes",
+        ratio="sum over straight-through",
+        styles=("ours", "second", "theirs"),
+    ),
+    Times(
+        section="quantizer_times",
+        result="vector-quantizer",
+        picture="vector-quantizer-time.png",
+        heading="Training step of the quantiser",
+        alt="A training step against the codes of a group",
+        classes="codes",
+        classes_axis="codes of each of two groups",
+        compared="F.gumbel_softmax, multiply and sum",
+        ratio="multiply and sum over GumbelVectorQuantizer",
+        styles=("ours", "theirs", "second"),
+    ),
+)
