@@ -15,430 +15,42 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases.core.regimes import KERNELS_OF, measured_as
-from benchmarks.environment import RESULTS, ROOT
-from benchmarks.labels import (
-    ARGMAX,
-    COMPILED,
-    COMPILED_ARGMAX,
-    COPY,
-    EAGER,
-    GUMBEL_EXT,
-    HARD_BACKWARD,
-    HARD_FORWARD,
-    INDEX,
-    REGIMES,
-    SOFT_BACKWARD,
-    SOFT_FORWARD,
-    SOFTMAX,
-)
+from benchmarks.environment import ROOT
+from benchmarks.results import CAPABILITY_NAMES, Result, default_results
 from benchmarks.tables import (
-    CAPABILITY_NAMES,
     NOT_YET,
     TIMES,
-    Result,
-    Row,
     Times,
-    grouped,
-    markers,
-    number,
-    optional,
-    shape_text,
-    table,
-    with_region,
+    example_section,
+    family_section,
+    kernel_share,
+    launches_section,
+    memory_section,
+    predicted_shares,
+    steps_section,
+    times_section,
+    with_measured,
+    workloads_section,
 )
-from benchmarks.targets import (
-    LEFT_OUT,
-    gpu_targets_section,
-    targets_section,
-)
+from benchmarks.targets import gpu_targets_section, targets_section
 
-# --- regions about one result of the core ---
+# --- pages and their regions ---
 
 
-def workloads_section(result: Result) -> str:
-    def microseconds(row: Row) -> str:
-        return number(row["microseconds_per_call"]["median"])
-
-    def times_faster(row: Row) -> str:
-        return number(row["time_over_baseline"]["median"]) + "x"
-
-    lines = []
-    for case in grouped(r for r in result.rows if r["group"] in ("workloads", "layouts")):
-        ours, compiled = case[GUMBEL_EXT], case.get(COMPILED)
-        eager = case.get(EAGER) or case[ARGMAX]
-        size = f"{shape_text(ours['shape'])} {ours['dtype']}"
-        if ours["dim"] != -1:
-            size += f", dim={ours['dim']}"
-        if ours["variant"] != "contiguous":
-            size += f", {ours['variant']}"
-        lines.append(
-            [
-                ours["workload"] or "layout",
-                ours["op"],
-                size,
-                microseconds(ours),
-                microseconds(eager),
-                optional(compiled, microseconds),
-                times_faster(eager),
-                optional(compiled, times_faster),
-            ]
-        )
-    header = [
-        "use",
-        "op",
-        "logits",
-        "gumbel_ext µs",
-        "eager µs",
-        "torch.compile µs",
-        "against eager",
-        "against torch.compile",
-    ]
-    return table(header, lines, numbers_from=3)
+def markers(region: str, maker: str = "benchmarks.pages") -> tuple[str, str]:
+    return f"<!-- begin {region}: made by {maker} -->", f"<!-- end {region} -->"
 
 
-def times_section(result: Result) -> str:
-    """Time per element of every shape."""
-    groups = ("shapes", "long rows", "layouts", "workloads") if result.on_gpu else ("shapes",)
-    scale = 1e3 if result.on_gpu else 1  # picoseconds or nanoseconds
-
-    def per_element(row: Row) -> str:
-        return number(row["median_ns_per_element"] * scale)
-
-    lines = []
-    for case in grouped(r for r in result.rows if r["group"] in groups):
-        ours = case[GUMBEL_EXT]
-        shape = shape_text(ours["shape"]) + (f" dim={ours['dim']}" if ours["dim"] != -1 else "")
-        if ours["variant"] != "contiguous":
-            shape += f", {ours['variant']}"
-        compiled = case.get(COMPILED) or case.get(COMPILED_ARGMAX)
-        peers = [case.get(EAGER) or case.get(ARGMAX), compiled, *map(case.get, (SOFTMAX, COPY))]
-        cells = [optional(row, per_element) for row in [ours, *peers]]
-        spread = ours["iqr_ns_per_element"] / ours["median_ns_per_element"]
-        lines.append([ours["op"], ours["dtype"], shape, *cells, f"{100 * spread:.0f} %"])
-    header = [
-        "op",
-        "dtype",
-        "shape",
-        "gumbel_ext",
-        "eager",
-        "torch.compile",
-        "F.softmax",
-        "copy_",
-        "spread",
-    ]
-    return table(header, lines, numbers_from=3)
-
-
-def memory_section(result: Result) -> str:
-    lines = []
-    for row in result.memory_rows:
-        resident = row["resident_peak_bytes_per_element"]
-        saved = row["saved_beyond_output_bytes_per_element"]
-        lines.append(
-            [
-                row["op"],
-                f"{shape_text(row['shape'])} {row['dtype']}",
-                f"`{row['contender']}`",
-                number(row["allocator_peak_bytes_per_element"]),
-                "" if resident is None else number(resident),
-                number(saved),
-                number(row["saved_beyond_output_bytes_per_row"]),
-            ]
-        )
-    header = [
-        "op",
-        "logits",
-        "contender",
-        "peak, allocator",
-        "peak, resident",
-        "saved beyond output",
-        "saved, per row",
-    ]
-    return table(header, lines, numbers_from=3)
-
-
-def launches_section(result: Result) -> str:
-    """Microseconds a call of tensors that are all launch."""
-    launches = [row for row in result.rows if row["group"] == "launches"]
-    lines = []
-    for case in grouped(launches):
-        ours = case.get(GUMBEL_EXT)
-        if ours is None:
-            continue
-        peers = [case.get(EAGER) or case.get(ARGMAX), case.get(COMPILED), case.get(SOFTMAX)]
-        peers[1] = peers[1] or case.get(COMPILED_ARGMAX)
-        kernels = ours.get("kernels_per_call")
-        lines.append(
-            [
-                ours["op"],
-                f"{shape_text(ours['shape'])}, {ours['variant']}",
-                *(
-                    optional(row, lambda row: number(row["microseconds_per_call"]["median"]))
-                    for row in [ours, *peers]
-                ),
-                "" if kernels is None else f"{kernels:g}",
-            ]
-        )
-    header = ["op", "logits", "gumbel_ext µs", "eager µs", "torch.compile µs", "F.softmax µs"]
-    return table([*header, "kernels"], lines, numbers_from=2)
-
-
-Section = Callable[[Result], str]
-CPU_REGIONS: dict[str, Section] = {
-    "targets": targets_section,
-    "workloads": workloads_section,
-    "memory": memory_section,
-    "times": times_section,
-}
-GPU_REGIONS: dict[str, Section] = {
-    "gpu setup": Result.setup,
-    "gpu targets": gpu_targets_section,
-    "gpu launches": launches_section,
-    "gpu memory": memory_section,
-    "gpu times": times_section,
-}
-
-
-def over_results(section: Section, results: list[Result], titled: bool) -> str:
-    """The section of each result, under its kernels or GPU where there are several."""
-    texts = [section(result) for result in results]
-    if titled and len(results) > 1:
-        titles = [
-            result.gpu_name
-            if result.on_gpu
-            else f"{CAPABILITY_NAMES.get(result.capability, result.capability)} kernels"
-            for result in results
-        ]
-        texts = [f"*{title}*\n\n{text}" for title, text in zip(titles, texts, strict=True)]
-    return "\n\n".join(texts)
-
-
-# --- columns of what was measured on GPUs, in tables that are not made here ---
-
-
-MEASURED = "measured"
-Cells = Callable[[Result, str, list[str]], list[str]]
-
-
-def with_measured(text: str, results: list[Result], cells: Cells) -> str:
-    """The text with the last columns of its tables made anew: from the first one that is headed as
-    measured, those for each GPU.
-
-    `cells` gives those of a line, from a result, the heading above the table and the line's cells.
-    """
-    lines: list[str] = []
-    heading, before, titles = "", 0, [MEASURED]
-    for line in text.split("\n"):
-        if line.startswith("## "):
-            heading = line.removeprefix("## ")
-        if not line.startswith("|"):
-            lines.append(line)
-            continue
-        old = line.split("|")[1:-1]
-        names = [name.strip() for name in old]
-        if not lines or not lines[-1].startswith("|"):
-            before = next(i for i, name in enumerate(names) if MEASURED in name)
-            stems = [f"{name.partition(MEASURED)[0]}{MEASURED}" for name in names[before:]]
-            titles = list(dict.fromkeys(stems))
-            new = [f"{title}, {result.gpu_name}" for result in results for title in titles]
-            new = new or titles
-        elif not names[0].strip("-"):
-            new = ["---"] * len(titles) * max(1, len(results))
-        else:
-            new = [cell for result in results for cell in cells(result, heading, names)]
-            new = new or [NOT_YET] * len(titles)
-        pad = " " if old[0].startswith(" ") else ""
-        lines.append("|".join(["", *old[:before], *(f"{pad}{cell}{pad}" for cell in new), ""]))
-    return "\n".join(lines)
-
-
-def kernel_share(result: Result, heading: str, names: list[str]) -> list[str]:
-    """The share of a copy's bandwidth that a kernel of kernels-cuda-table.md reaches."""
-    op = next(op for op, kernels in KERNELS_OF.items() if kernels == heading)
-    wanted = (REGIMES, op, measured_as(names[0]), names[1], GUMBEL_EXT)
-    for row in result.rows:
-        found = tuple(row[key] for key in ("group", "op", "workload", "dtype", "contender"))
-        if found == wanted:
-            return [f"{row['share_of_copy_bandwidth']['median']:.2f}"]
-    return [LEFT_OUT]
-
-
-def rows_of(least: int, most: int = 1 << 40) -> Callable[[Row], bool]:
-    """Cases of the shapes that targets are stated for, with so many classes."""
-
-    def belongs(row: Row) -> bool:
-        return row["group"] == "shapes" and least <= row["asked_shape"][-1] <= most
-
-    return belongs
-
-
-def not_adjacent(row: Row) -> bool:
-    return row["group"] == "layouts" and row["dim"] == 1
-
-
-# The cases that a line of the table of predictions in kernels-cuda.md is about.
-PREDICTED: dict[str, tuple[str, Callable[[Row], bool]]] = {
-    "soft forward, rows of 256 classes or more": (SOFT_FORWARD, rows_of(256)),
-    "hard forward, a warp or more a row": (HARD_FORWARD, rows_of(256)),
-    "index alone, a warp or more a row": (INDEX, rows_of(256)),
-    "backward from y": (SOFT_BACKWARD, rows_of(1)),
-    "backward, recomputed, rows of 512 classes or more": (HARD_BACKWARD, rows_of(512)),
-    "soft forward, 8 classes": (SOFT_FORWARD, rows_of(8, 8)),
-    "soft forward, classes not adjacent": (SOFT_FORWARD, not_adjacent),
-}
-
-
-def predicted_shares(result: Result, heading: str, names: list[str]) -> list[str]:
-    """From the lowest to the highest median share of the cases of a line, for each dtype."""
-    op, belongs = PREDICTED[names[0]]
-    cells = []
-    for dtype in ("float32", "bfloat16"):
-        shares = [
-            row["share_of_copy_bandwidth"]["median"]
-            for row in result.rows
-            if (row["op"], row["dtype"], row["contender"]) == (op, dtype, GUMBEL_EXT)
-            and row["variant"] == "contiguous"
-            and belongs(row)
-        ]
-        low, high = (f"{end(shares):.2f}" if shares else LEFT_OUT for end in (min, max))
-        cells.append(low if low == high else f"{low} to {high}")
-    return cells
-
-
-# --- README.md ---
-
-
-def readme_picture(results: list[Result]) -> str:
-    if not results:
-        return ""
-    return (
-        "\nAnd on a GPU "
-        f"({results[0].gpu_name}, [docs/benchmarks.md](docs/benchmarks.md#on-a-gpu)):\n\n"
-        "![Time per element on a GPU against PyTorch](docs/gpu-speed.png)"
-    )
-
-
-def readme_status(results: list[Result]) -> str:
-    if not results:
-        return "**Not measured on a GPU** yet; no speed is claimed for CUDA."
-    return f"CUDA was measured on {', '.join(result.gpu_name for result in results)} alone."
-
-
-# --- pages of the family ---
-
-
-def family_table(result: Result, page: str) -> str:
-    """One row a case and contender: its time, and how many times longer than ours it takes."""
-    of_page = [row for row in result.rows if row["page"] == page and row["contender"] != COPY]
-    # Columns that some rows of the page have, and no others.
-    shares = any("share_of_copy_bandwidth" in row for row in of_page)
-    kernels = any(row.get("kernels_per_call") is not None for row in of_page)
-    memory = any("allocator_peak_bytes" in row for row in of_page)
-    unit, scale = ("ps", 1e3) if result.on_gpu else ("ns", 1.0)
-    lines = []
-    for _, of_case in groupby(of_page, key=lambda row: row["case"]):
-        for place, row in enumerate(of_case):
-            ratio = row["time_over_baseline"]
-            named = (row["op"], row["variant"], row.get("called"))
-            first = place == 0
-            share = row.get("share_of_copy_bandwidth")
-            started, peak = row.get("kernels_per_call"), row.get("allocator_peak_bytes")
-            lines.append(
-                [
-                    " ".join(part for part in named if part) if first else "",
-                    shape_text(row["shape"]) if first else "",
-                    row["dtype"] if first else "",
-                    row["contender"],
-                    number(row["microseconds_per_call"]["median"]),
-                    number(row["median_ns_per_element"] * scale),
-                    "1" if first else f"{number(ratio['median'])}",
-                    *([f"{share['median']:.2f}" if share else ""] if shares else []),
-                    *(["" if started is None else f"{started:g}"] if kernels else []),
-                    *([number(peak / 1e6) if peak else ""] if memory else []),
-                ]
-            )
-    header = ["operation", "shape", "dtype", "", "µs a call", f"{unit} an element", "times ours"]
-    header += ["of a copy's bandwidth"] if shares else []
-    header += ["kernels"] if kernels else []
-    header += ["peak MB"] if memory else []
-    return table(header, lines, 4)
-
-
-def caption(result: Result) -> str:
-    warning = " **A rehearsal: these numbers mean nothing.**" if result.rehearsal else ""
-    return (
-        f"{result.machine()}, {result.document['date'][:10]}. Medians; a ratio is formed in each "
-        f"of the interleaved rounds.{warning}"
-    )
-
-
-def family_section(results: list[Result], page: str) -> str:
-    """The tables of a page, the CPU's first; or that there is none yet of a GPU."""
-    parts = []
-    for result in results:
-        if any(row["page"] == page for row in result.rows):
-            parts += [family_table(result, page), caption(result)]
-        elif result.on_gpu:
-            parts.append(f"On {result.gpu_name}: {LEFT_OUT}.")
-    if not any(result.on_gpu for result in results):
-        parts.append(f"On a GPU: {NOT_YET}.")
-    return "\n\n".join(parts)
-
-
-# --- docs/examples.md ---
-
-
-def example_section(document: dict[str, Any]) -> str:
-    """The table of an example, and what it was made with."""
-    from examples import results
-
-    settings, versions = document["settings"], document["versions"]
-    seeds = settings["seeds"]
-    more = [
-        f"{name} {value}"
-        for name, value in settings.items()
-        if name not in ("steps", "seeds", "threads")
-    ]
-    caption = [
-        f"{settings['steps']:,} steps",
-        results.seeds(document),
-        *more,
-        f"torch {versions['torch']}",
-        f"gumbel_ext {versions['gumbel_ext']}",
-        f"Python {versions['python']}",
-    ]
-    spread = " Mean ± standard deviation over the seeds." if len(seeds) > 1 else ""
-    return f"{results.table(document)}\n\n{', '.join(caption)}.{spread}"
-
-
-def steps_section(result: Result, times: Times) -> str:
-    """One row a number of classes: milliseconds of each, and a ratio to the first."""
-    names = result.contenders
-    compared = names.index(times.compared)
-    columns = [result.of_contender(name) for name in names]
-    lines = [
-        [
-            str(of_classes[0]["classes"]),
-            *(number(row["milliseconds_per_step"]["median"]) for row in of_classes),
-            f"{number(of_classes[compared]['time_over_baseline']['median'])}x",
-        ]
-        for of_classes in zip(*columns, strict=True)
-    ]
-    header = [times.classes, *(f"{name}, ms" for name in names), times.ratio]
-    caption = (
-        f"{result.machine()}, {result.document['date'][:10]}. Batch of {result.document['batch']}. "
-        "Medians; the ratio is formed in each of the interleaved rounds."
-    )
-    picture = f"![{times.alt}]({times.picture})"
-    return f"{table(header, lines, 0)}\n\n{caption}\n\n{picture}"
-
-
-# --- all pages ---
+def with_region(page: str, region: str, body: str, maker: str = "benchmarks.pages") -> str:
+    """The page with what stands between the region's two lines made anew."""
+    begin, end = markers(region, maker)
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"the page must have the lines {begin} and {end} once each")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
 
 
 class Pages:
@@ -486,6 +98,55 @@ def in_project(docs: Path) -> bool:
     return docs.resolve().is_relative_to(ROOT / "docs")
 
 
+# --- regions ---
+
+
+Section = Callable[[Result], str]
+CPU_REGIONS: dict[str, Section] = {
+    "targets": targets_section,
+    "workloads": workloads_section,
+    "memory": memory_section,
+    "times": times_section,
+}
+GPU_REGIONS: dict[str, Section] = {
+    "gpu setup": Result.setup,
+    "gpu targets": gpu_targets_section,
+    "gpu launches": launches_section,
+    "gpu memory": memory_section,
+    "gpu times": times_section,
+}
+
+
+def over_results(section: Section, results: list[Result], titled: bool) -> str:
+    """The section of each result, under its kernels or GPU where there are several."""
+    texts = [section(result) for result in results]
+    if titled and len(results) > 1:
+        titles = [
+            result.gpu_name
+            if result.on_gpu
+            else f"{CAPABILITY_NAMES.get(result.capability, result.capability)} kernels"
+            for result in results
+        ]
+        texts = [f"*{title}*\n\n{text}" for title, text in zip(titles, texts, strict=True)]
+    return "\n\n".join(texts)
+
+
+def readme_picture(results: list[Result]) -> str:
+    if not results:
+        return ""
+    return (
+        "\nAnd on a GPU "
+        f"({results[0].gpu_name}, [docs/benchmarks.md](docs/benchmarks.md#on-a-gpu)):\n\n"
+        "![Time per element on a GPU against PyTorch](docs/gpu-speed.png)"
+    )
+
+
+def readme_status(results: list[Result]) -> str:
+    if not results:
+        return "**Not measured on a GPU** yet; no speed is claimed for CUDA."
+    return f"CUDA was measured on {', '.join(result.gpu_name for result in results)} alone."
+
+
 def core_regions(pages: Pages, results: list[Result], of_all: bool) -> None:
     """`of_all`: these are all results that there are, so that without one of a GPU nothing has
     been measured there.
@@ -524,10 +185,12 @@ def with_shares(page: str, results: list[Result]) -> str:
 def family_regions(pages: Pages, results: list[Result]) -> None:
     """With results of one kind of device those of the other are shown beside them."""
     kinds = {result.on_gpu for result in results}
-    results = results + [r for r in default_family() if r.on_gpu not in kinds]
-    results.sort(key=lambda result: result.on_gpu)
-    for page in sorted({row["page"] for result in results for row in result.rows}):
-        pages.fill(f"{page}.md", "family", family_section(results, page))
+    known = [result for result in default_results() if result.suite == "family"]
+    results = results + [result for result in known if result.on_gpu not in kinds]
+    shown = [result for result in results if not result.on_gpu][:1]
+    shown += [result for result in results if result.on_gpu]
+    for page in sorted({row["page"] for result in shown for row in result.rows}):
+        pages.fill(f"{page}.md", "family", family_section(shown, page))
 
 
 def step_times(results: Iterable[Result]) -> list[tuple[Times, Result]]:
@@ -539,34 +202,6 @@ def step_times(results: Iterable[Result]) -> list[tuple[Times, Result]]:
 def documents_of_examples(docs: Path) -> list[dict[str, Any]]:
     paths = sorted((docs / "examples").glob("*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-
-
-# --- results ---
-
-
-# The instruction set that the targets are stated for comes first.
-CAPABILITIES = ("avx512", "avx2", "neon", "generic")
-
-
-def default_results() -> list[Result]:
-    """Whole runs of the core and the steps, the capability of the targets first, then of GPUs."""
-    paths = [RESULTS / f"cpu-{capability}.json" for capability in CAPABILITIES]
-    paths += sorted(RESULTS.glob("gpu-*.json"))
-    paths += sorted(RESULTS.glob("gpu-*/bench.json"))  # which benchmarks.report leaves
-    for times in TIMES:
-        paths += sorted(RESULTS.glob(f"{times.result}-cpu-*.json"))
-    return [Result(path) for path in paths if whole(path)]
-
-
-def default_family() -> list[Result]:
-    """A whole run on the CPU, and those on GPUs."""
-    of_cpu = filter(whole, sorted(RESULTS.glob("family-cpu-*.json")))
-    of_gpus = [*RESULTS.glob("family-gpu-*.json"), *RESULTS.glob("gpu-*/family.json")]
-    return [Result(path) for path in [*list(of_cpu)[:1], *filter(whole, sorted(of_gpus))]]
-
-
-def whole(path: Path) -> bool:
-    return path.exists() and not path.stem.endswith(("-quick", "-partial"))
 
 
 # --- pictures ---
@@ -604,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     pages = Pages(docs)
     try:
         results = [Result(path) for path in arguments.results]
-        results = results or default_results() + default_family()
+        results = results or default_results()
         if in_project(docs) and any(result.rehearsal for result in results):
             raise ValueError(f"a rehearsal is not for {docs}: name a place outside docs/")
         core, family, steps = (

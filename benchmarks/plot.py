@@ -25,8 +25,9 @@ from benchmarks.labels import (
     SOFT_FORWARD,
     SOFTMAX,
 )
+from benchmarks.results import CAPABILITY_NAMES, Result
 from benchmarks.style import FAINT, FONT, GRID, STYLES, heading, save
-from benchmarks.tables import CAPABILITY_NAMES, Result, Times, shape_text
+from benchmarks.tables import Times, shape_text
 
 STEP_STYLES: dict[str, dict[str, str]] = {
     "ours": {"color": "#0072B2", "marker": "o"},

@@ -264,19 +264,21 @@ def main(argv: Sequence[str] | None = None, device: Device | None = None) -> int
     """Runs the suites that are asked for, one after the other; the worst exit status."""
     arguments = parse_arguments(argv)
     kind = type(device) if device else DEVICES[arguments.device]
+    reason = unusable() if kind is Gpu and not arguments.list else None
+    if reason is not None:
+        warn(reason)
+        return 2
+    if device is None and not arguments.list:
+        # Before the cases: in a rehearsal what they compile is only traced.
+        device = Cpu(arguments.cpu_time) if kind is Cpu else kind()
     suites = {name: cases.suite(name) for name in arguments.suites}
     wanted = {name: chosen(suite, kind, arguments) for name, suite in suites.items()}
     if not any(wanted.values()):
         warn(f"no case matches --cases {arguments.cases}" if arguments.cases else "no case")
         return 2
-    if arguments.list:
+    if arguments.list or device is None:
         print("\n".join(case.name for found in wanted.values() for case in found))
         return 0
-    reason = unusable() if kind is Gpu else None
-    if reason is not None:
-        warn(reason)
-        return 2
-    device = device or (Cpu(arguments.cpu_time) if kind is Cpu else kind())
     statuses = [0]
     for name, found in wanted.items():
         if found and statuses[-1] != INTERRUPTED:

@@ -1,158 +1,36 @@
-"""What tables are made of: results, their rows, cells, and the marked regions of pages."""
+"""Tables of results, as Markdown."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
+from benchmarks.cases.core.regimes import KERNELS_OF, measured_as
 from benchmarks.labels import (
-    CUDA_SHAPES,
+    ARGMAX,
+    COMPILED,
+    COMPILED_ARGMAX,
+    COPY,
+    EAGER,
+    GUMBEL_EXT,
+    HARD_BACKWARD,
     HARD_FORWARD,
     INDEX,
-    SHAPES,
+    REGIMES,
+    SOFT_BACKWARD,
     SOFT_FORWARD,
+    SOFTMAX,
 )
+from benchmarks.results import Result, Row, grouped
 
 NOT_YET = "not yet measured"
-
-Row = dict[str, Any]
-
-CAPABILITY_NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "generic": "generic"}
+# Of a run that was cut short.
+LEFT_OUT = "left out"
 
 
-def count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-class Result:
-    """One JSON file, with its rows by what they measure."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if self.document.get("format") != 1:
-            raise ValueError(f"{path}: format {self.document.get('format')!r}, expected 1")
-        self.rows: list[Row] = self.document["rows"]
-        self.memory_rows: list[Row] = self.document.get("memory_rows", [])
-
-    @property
-    def suite(self) -> str:
-        """The suite that it is of: core, family, or steps of the examples."""
-        if any("page" in row for row in self.rows):
-            return "family"
-        return "steps" if "batch" in self.document else "core"
-
-    @property
-    def name(self) -> str:
-        """What the file's name says before the device."""
-        return self.path.stem.partition("-cpu-")[0]
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether a GPU, or a rehearsal, made it."""
-        return self.document.get("device") == "cuda"
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shapes that the picture of speed and the targets go through."""
-        return CUDA_SHAPES if self.on_gpu else SHAPES
-
-    @property
-    def capability(self) -> str:
-        """The instruction set that gumbel_ext's kernels used."""
-        return str(self.document["versions"]["gumbel_ext_cpu_capability"])
-
-    def find(
-        self,
-        op: str,
-        contender: str,
-        shape: Iterable[int],
-        dtype: str = "float32",
-        group: str = "shapes",
-        variant: str | None = None,
-    ) -> Row | None:
-        """The row of a case, or None where the run left it out."""
-        size = list(shape)
-        wanted = (group, op, contender, dtype)
-        for row in self.rows:
-            found = (row["group"], row["op"], row["contender"], row["dtype"])
-            # Of a shape that does not fit a GPU's memory fewer rows were measured.
-            asked = row.get("asked_shape", row["shape"])
-            if found == wanted and asked == size and variant in (None, row["variant"]):
-                return row
-        return None
-
-    @property
-    def rehearsal(self) -> bool:
-        """Whether its numbers mean nothing."""
-        return bool(self.document.get("rehearsal"))
-
-    @property
-    def gpu_name(self) -> str:
-        """What the GPU calls itself."""
-        return str(self.document["machine"]["gpu"]["name"])
-
-    @property
-    def contenders(self) -> list[str]:
-        """Those of a race, in their order."""
-        return list(dict.fromkeys(row["contender"] for row in self.rows))
-
-    def of_contender(self, name: str) -> list[Row]:
-        """Its rows, in their order."""
-        return [row for row in self.rows if row["contender"] == name]
-
-    def speed_rows(self) -> list[Row]:
-        """What the picture of speed shows."""
-        return [
-            row
-            for row in self.rows
-            if row["group"] == "shapes"
-            and row["dtype"] == "float32"
-            and tuple(row.get("asked_shape", row["shape"])) in self.shapes
-            and row["op"] in (SOFT_FORWARD, HARD_FORWARD, INDEX)
-        ]
-
-    def machine(self, kernels: str = "") -> str:
-        """The machine, in few words."""
-        machine, torch = self.document["machine"], self.document["versions"]["torch"]
-        if self.on_gpu:
-            return f"{machine['gpu']['name']}, driver {machine['gpu']['driver']}, torch {torch}"
-        threads = count(self.document["threads"], "thread")
-        return (
-            f"{machine['cpu']}, {kernels or f'{self.capability} kernels'}, {threads}, torch {torch}"
-        )
-
-    def setup(self) -> str:
-        """One sentence: where, with what, when."""
-        document, machine = self.document, self.document["machine"]
-        versions, revision = document["versions"], document["revision"]
-        commit = (revision["commit"] or "unknown")[:12] + ("+" if revision["modified"] else "")
-        compiler = versions["gumbel_ext_build"].get("compiler", "unknown")
-        notes = " A `--quick` run: for orientation only." if document["quick"] else ""
-        versions_text = f"torch {versions['torch']}, gumbel_ext {versions['gumbel_ext']}"
-        if self.on_gpu:
-            gpu = machine["gpu"]
-            if self.rehearsal:
-                notes += " **A rehearsal: these numbers mean nothing.**"
-            if document["skipped"]:
-                notes += f" {count(len(document['skipped']), 'case')} left out."
-            return (
-                f"Measured on **{gpu['name']}** ({gpu['multiprocessors']} multiprocessors, compute "
-                f"capability {gpu['compute_capability']}, driver {gpu['driver']}), "
-                f"{versions_text}, commit {commit}, {document['date'][:10]}.{notes}"
-            )
-        if document["clock"] == "cpu":
-            notes += " In CPU time, not wall time."
-        kernels = CAPABILITY_NAMES.get(self.capability, self.capability)
-        cores = f"{machine['cores_available']} cores, {count(document['threads'], 'thread')}"
-        return (
-            f"Measured with the **{kernels}** kernels on {machine['cpu']} ({cores}), "
-            f"{versions_text} built by {compiler}, "
-            f"commit {commit}, {document['date'][:10]}.{notes}"
-        )
+# --- cells ---
 
 
 def number(value: float) -> str:
@@ -183,32 +61,295 @@ def verdict(results: list[bool | None]) -> str:
     return "met" if not missed else f"**missed** at {missed} of {len(known)}"
 
 
-def grouped(rows: Iterable[Row]) -> list[dict[str, Row]]:
-    """Rows of one case together, by contender, in the order of the file."""
-    cases: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        cases.setdefault(row["case"], {})[row["contender"]] = row
-    return list(cases.values())
-
-
 def optional(row: Row | None, value: Callable[[Row], str]) -> str:
     return "" if row is None else value(row)
 
 
-def markers(region: str, maker: str = "benchmarks.pages") -> tuple[str, str]:
-    return f"<!-- begin {region}: made by {maker} -->", f"<!-- end {region} -->"
+# --- a result of the core ---
 
 
-def with_region(page: str, region: str, body: str, maker: str = "benchmarks.pages") -> str:
-    """The page with what stands between the region's two lines made anew."""
-    begin, end = markers(region, maker)
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f"the page must have the lines {begin} and {end} once each")
-    before, rest = page.split(begin)
-    return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
+def workloads_section(result: Result) -> str:
+    def microseconds(row: Row) -> str:
+        return number(row["microseconds_per_call"]["median"])
+
+    def times_faster(row: Row) -> str:
+        return number(row["time_over_baseline"]["median"]) + "x"
+
+    lines = []
+    for case in grouped(r for r in result.rows if r["group"] in ("workloads", "layouts")):
+        ours, compiled = case[GUMBEL_EXT], case.get(COMPILED)
+        eager = case.get(EAGER) or case[ARGMAX]
+        size = f"{shape_text(ours['shape'])} {ours['dtype']}"
+        if ours["dim"] != -1:
+            size += f", dim={ours['dim']}"
+        if ours["variant"] != "contiguous":
+            size += f", {ours['variant']}"
+        lines.append(
+            [
+                ours["workload"] or "layout",
+                ours["op"],
+                size,
+                microseconds(ours),
+                microseconds(eager),
+                optional(compiled, microseconds),
+                times_faster(eager),
+                optional(compiled, times_faster),
+            ]
+        )
+    header = [
+        "use",
+        "op",
+        "logits",
+        "gumbel_ext µs",
+        "eager µs",
+        "torch.compile µs",
+        "against eager",
+        "against torch.compile",
+    ]
+    return table(header, lines, numbers_from=3)
 
 
-# --- training steps of the examples ---
+def times_section(result: Result) -> str:
+    """Time per element of every shape."""
+    groups = ("shapes", "long rows", "layouts", "workloads") if result.on_gpu else ("shapes",)
+    scale = 1e3 if result.on_gpu else 1  # picoseconds or nanoseconds
+
+    def per_element(row: Row) -> str:
+        return number(row["median_ns_per_element"] * scale)
+
+    lines = []
+    for case in grouped(r for r in result.rows if r["group"] in groups):
+        ours = case[GUMBEL_EXT]
+        shape = shape_text(ours["shape"]) + (f" dim={ours['dim']}" if ours["dim"] != -1 else "")
+        if ours["variant"] != "contiguous":
+            shape += f", {ours['variant']}"
+        compiled = case.get(COMPILED) or case.get(COMPILED_ARGMAX)
+        peers = [case.get(EAGER) or case.get(ARGMAX), compiled, *map(case.get, (SOFTMAX, COPY))]
+        cells = [optional(row, per_element) for row in [ours, *peers]]
+        spread = ours["iqr_ns_per_element"] / ours["median_ns_per_element"]
+        lines.append([ours["op"], ours["dtype"], shape, *cells, f"{100 * spread:.0f} %"])
+    header = [
+        "op",
+        "dtype",
+        "shape",
+        "gumbel_ext",
+        "eager",
+        "torch.compile",
+        "F.softmax",
+        "copy_",
+        "spread",
+    ]
+    return table(header, lines, numbers_from=3)
+
+
+def memory_section(result: Result) -> str:
+    lines = []
+    for row in result.memory_rows:
+        resident = row["resident_peak_bytes_per_element"]
+        saved = row["saved_beyond_output_bytes_per_element"]
+        lines.append(
+            [
+                row["op"],
+                f"{shape_text(row['shape'])} {row['dtype']}",
+                f"`{row['contender']}`",
+                number(row["allocator_peak_bytes_per_element"]),
+                "" if resident is None else number(resident),
+                number(saved),
+                number(row["saved_beyond_output_bytes_per_row"]),
+            ]
+        )
+    header = [
+        "op",
+        "logits",
+        "contender",
+        "peak, allocator",
+        "peak, resident",
+        "saved beyond output",
+        "saved, per row",
+    ]
+    return table(header, lines, numbers_from=3)
+
+
+def launches_section(result: Result) -> str:
+    """Microseconds a call of tensors that are all launch."""
+    launches = [row for row in result.rows if row["group"] == "launches"]
+    lines = []
+    for case in grouped(launches):
+        ours = case.get(GUMBEL_EXT)
+        if ours is None:
+            continue
+        peers = [case.get(EAGER) or case.get(ARGMAX), case.get(COMPILED), case.get(SOFTMAX)]
+        peers[1] = peers[1] or case.get(COMPILED_ARGMAX)
+        kernels = ours.get("kernels_per_call")
+        lines.append(
+            [
+                ours["op"],
+                f"{shape_text(ours['shape'])}, {ours['variant']}",
+                *(
+                    optional(row, lambda row: number(row["microseconds_per_call"]["median"]))
+                    for row in [ours, *peers]
+                ),
+                "" if kernels is None else f"{kernels:g}",
+            ]
+        )
+    header = ["op", "logits", "gumbel_ext µs", "eager µs", "torch.compile µs", "F.softmax µs"]
+    return table([*header, "kernels"], lines, numbers_from=2)
+
+
+# --- columns of what was measured on GPUs, in tables that are not made here ---
+
+
+MEASURED = "measured"
+Cells = Callable[[Result, str, list[str]], list[str]]
+
+
+def with_measured(text: str, results: list[Result], cells: Cells) -> str:
+    """The text with the last columns of its tables made anew: from the first one that is headed as
+    measured, those for each GPU.
+
+    `cells` gives those of a line, from a result, the heading above the table and the line's cells.
+    """
+    lines: list[str] = []
+    heading, before, titles = "", 0, [MEASURED]
+    for line in text.split("\n"):
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        if not line.startswith("|"):
+            lines.append(line)
+            continue
+        old = line.split("|")[1:-1]
+        names = [name.strip() for name in old]
+        if not lines or not lines[-1].startswith("|"):
+            before = next(i for i, name in enumerate(names) if MEASURED in name)
+            stems = [f"{name.partition(MEASURED)[0]}{MEASURED}" for name in names[before:]]
+            titles = list(dict.fromkeys(stems))
+            new = [f"{title}, {result.gpu_name}" for result in results for title in titles]
+            new = new or titles
+        elif not names[0].strip("-"):
+            new = ["---"] * len(titles) * max(1, len(results))
+        else:
+            new = [cell for result in results for cell in cells(result, heading, names)]
+            new = new or [NOT_YET] * len(titles)
+        pad = " " if old[0].startswith(" ") else ""
+        lines.append("|".join(["", *old[:before], *(f"{pad}{cell}{pad}" for cell in new), ""]))
+    return "\n".join(lines)
+
+
+def kernel_share(result: Result, heading: str, names: list[str]) -> list[str]:
+    """The share of a copy's bandwidth that a kernel of kernels-cuda-table.md reaches."""
+    op = next(op for op, kernels in KERNELS_OF.items() if kernels == heading)
+    wanted = (REGIMES, op, measured_as(names[0]), names[1], GUMBEL_EXT)
+    for row in result.rows:
+        found = tuple(row[key] for key in ("group", "op", "workload", "dtype", "contender"))
+        if found == wanted:
+            return [f"{row['share_of_copy_bandwidth']['median']:.2f}"]
+    return [LEFT_OUT]
+
+
+def rows_of(least: int, most: int = 1 << 40) -> Callable[[Row], bool]:
+    """Cases of the shapes that targets are stated for, with so many classes."""
+
+    def belongs(row: Row) -> bool:
+        return row["group"] == "shapes" and least <= row["asked_shape"][-1] <= most
+
+    return belongs
+
+
+def not_adjacent(row: Row) -> bool:
+    return row["group"] == "layouts" and row["dim"] == 1
+
+
+# The cases that a line of the table of predictions in kernels-cuda.md is about.
+PREDICTED: dict[str, tuple[str, Callable[[Row], bool]]] = {
+    "soft forward, rows of 256 classes or more": (SOFT_FORWARD, rows_of(256)),
+    "hard forward, a warp or more a row": (HARD_FORWARD, rows_of(256)),
+    "index alone, a warp or more a row": (INDEX, rows_of(256)),
+    "backward from y": (SOFT_BACKWARD, rows_of(1)),
+    "backward, recomputed, rows of 512 classes or more": (HARD_BACKWARD, rows_of(512)),
+    "soft forward, 8 classes": (SOFT_FORWARD, rows_of(8, 8)),
+    "soft forward, classes not adjacent": (SOFT_FORWARD, not_adjacent),
+}
+
+
+def predicted_shares(result: Result, heading: str, names: list[str]) -> list[str]:
+    """From the lowest to the highest median share of the cases of a line, for each dtype."""
+    op, belongs = PREDICTED[names[0]]
+    cells = []
+    for dtype in ("float32", "bfloat16"):
+        shares = [
+            row["share_of_copy_bandwidth"]["median"]
+            for row in result.rows
+            if (row["op"], row["dtype"], row["contender"]) == (op, dtype, GUMBEL_EXT)
+            and row["variant"] == "contiguous"
+            and belongs(row)
+        ]
+        low, high = (f"{end(shares):.2f}" if shares else LEFT_OUT for end in (min, max))
+        cells.append(low if low == high else f"{low} to {high}")
+    return cells
+
+
+# --- the family ---
+
+
+def family_table(result: Result, page: str) -> str:
+    """One row a case and contender: its time, and how many times longer than ours it takes."""
+    of_page = [row for row in result.rows if row["page"] == page and row["contender"] != COPY]
+    # Columns that some rows of the page have, and no others.
+    shares = any("share_of_copy_bandwidth" in row for row in of_page)
+    kernels = any(row.get("kernels_per_call") is not None for row in of_page)
+    memory = any("allocator_peak_bytes" in row for row in of_page)
+    unit, scale = ("ps", 1e3) if result.on_gpu else ("ns", 1.0)
+    lines = []
+    for _, of_case in groupby(of_page, key=lambda row: row["case"]):
+        for place, row in enumerate(of_case):
+            ratio = row["time_over_baseline"]
+            named = (row["op"], row["variant"], row.get("called"))
+            first = place == 0
+            share = row.get("share_of_copy_bandwidth")
+            started, peak = row.get("kernels_per_call"), row.get("allocator_peak_bytes")
+            lines.append(
+                [
+                    " ".join(part for part in named if part) if first else "",
+                    shape_text(row["shape"]) if first else "",
+                    row["dtype"] if first else "",
+                    row["contender"],
+                    number(row["microseconds_per_call"]["median"]),
+                    number(row["median_ns_per_element"] * scale),
+                    "1" if first else f"{number(ratio['median'])}",
+                    *([f"{share['median']:.2f}" if share else ""] if shares else []),
+                    *(["" if started is None else f"{started:g}"] if kernels else []),
+                    *([number(peak / 1e6) if peak else ""] if memory else []),
+                ]
+            )
+    header = ["operation", "shape", "dtype", "", "µs a call", f"{unit} an element", "times ours"]
+    header += ["of a copy's bandwidth"] if shares else []
+    header += ["kernels"] if kernels else []
+    header += ["peak MB"] if memory else []
+    return table(header, lines, 4)
+
+
+def caption(result: Result) -> str:
+    warning = " **A rehearsal: these numbers mean nothing.**" if result.rehearsal else ""
+    return (
+        f"{result.machine()}, {result.document['date'][:10]}. Medians; a ratio is formed in each "
+        f"of the interleaved rounds.{warning}"
+    )
+
+
+def family_section(results: list[Result], page: str) -> str:
+    """The tables of a page, the CPU's first; or that there is none yet of a GPU."""
+    parts = []
+    for result in results:
+        if any(row["page"] == page for row in result.rows):
+            parts += [family_table(result, page), caption(result)]
+        elif result.on_gpu:
+            parts.append(f"On {result.gpu_name}: {LEFT_OUT}.")
+    if not any(result.on_gpu for result in results):
+        parts.append(f"On a GPU: {NOT_YET}.")
+    return "\n\n".join(parts)
+
+
+# --- the examples, and their training steps ---
 
 
 @dataclass(frozen=True)
@@ -253,3 +394,48 @@ TIMES = (
         styles=("ours", "theirs", "second"),
     ),
 )
+
+
+def example_section(document: dict[str, Any]) -> str:
+    """The table of an example, and what it was made with."""
+    from examples import results
+
+    settings, versions = document["settings"], document["versions"]
+    seeds = settings["seeds"]
+    more = [
+        f"{name} {value}"
+        for name, value in settings.items()
+        if name not in ("steps", "seeds", "threads")
+    ]
+    caption = [
+        f"{settings['steps']:,} steps",
+        results.seeds(document),
+        *more,
+        f"torch {versions['torch']}",
+        f"gumbel_ext {versions['gumbel_ext']}",
+        f"Python {versions['python']}",
+    ]
+    spread = " Mean ± standard deviation over the seeds." if len(seeds) > 1 else ""
+    return f"{results.table(document)}\n\n{', '.join(caption)}.{spread}"
+
+
+def steps_section(result: Result, times: Times) -> str:
+    """One row a number of classes: milliseconds of each, and a ratio to the first."""
+    names = result.contenders
+    compared = names.index(times.compared)
+    columns = [result.of_contender(name) for name in names]
+    lines = [
+        [
+            str(of_classes[0]["classes"]),
+            *(number(row["milliseconds_per_step"]["median"]) for row in of_classes),
+            f"{number(of_classes[compared]['time_over_baseline']['median'])}x",
+        ]
+        for of_classes in zip(*columns, strict=True)
+    ]
+    header = [times.classes, *(f"{name}, ms" for name in names), times.ratio]
+    caption = (
+        f"{result.machine()}, {result.document['date'][:10]}. Batch of {result.document['batch']}. "
+        "Medians; the ratio is formed in each of the interleaved rounds."
+    )
+    picture = f"![{times.alt}]({times.picture})"
+    return f"{table(header, lines, 0)}\n\n{caption}\n\n{picture}"

@@ -31,10 +31,9 @@ from benchmarks.labels import (
     SOFTMAX,
     TINY,
 )
-from benchmarks.tables import NOT_YET, Result, Row, number, shape_text, table
+from benchmarks.results import Result, Row
+from benchmarks.tables import LEFT_OUT, NOT_YET, number, shape_text, table
 
-# Of a run that was cut short.
-LEFT_OUT = "left out"
 PEAK_SHAPE, CUDA_PEAK_SHAPE = (4096, 1024), (16384, 1024)
 PEAK_BYTES = 8.5  # forward and backward, float32: output 4, gradient 4, and O(rows)
 

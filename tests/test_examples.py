@@ -252,7 +252,6 @@ def test_the_page_shows_the_results(pages, capsys):
 def test_the_page_follows_the_results(pages, tmp_path, monkeypatch):
     """Another number makes --check fail; written, it stands in the page, and the text is kept."""
     monkeypatch.setattr(pages, "default_results", list)
-    monkeypatch.setattr(pages, "default_family", list)
     from results import Column, Results
 
     names = ("vae_estimators", "structured_prediction", "semi_supervised", "actor_critic", "times")

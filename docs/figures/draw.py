@@ -29,7 +29,7 @@ import noise_tail  # noqa: E402
 import samples  # noqa: E402
 
 from benchmarks import environment, style  # noqa: E402
-from benchmarks.tables import with_region  # noqa: E402
+from benchmarks.pages import with_region  # noqa: E402
 
 PAGE = HERE.parent / "figures.md"
 MODULES = (samples, class_bias, noise_tail, gradient_error, estimator_error)

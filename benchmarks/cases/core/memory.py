@@ -23,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -78,7 +79,7 @@ def _resident_peak(call: Callable[[], object]) -> int | None:
 def rows(case: Case, device: Device, with_compile: bool, skipped: Skipped) -> list[Row]:
     """Peaks above the live logits and incoming gradient."""
     torch.manual_seed(0)
-    options = {"device": device.torch_device, "dtype": case.torch_dtype}
+    options: Any = {"device": device.torch_device, "dtype": case.torch_dtype}
     # No leaf, as what a network makes of its input.
     logits = torch.randn(case.shape, **options).requires_grad_().clone()
     grad = torch.randn(case.shape, **options)
