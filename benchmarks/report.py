@@ -281,14 +281,17 @@ class Report:
             "seconds": self.schedule.spent,
             **self.about,
             "stages": [
-                {key: getattr(stage, key) for key in ("name", "outcome", "seconds", "detail")}
+                {
+                    "stage": stage.name,
+                    "outcome": stage.outcome,
+                    "seconds": stage.seconds,
+                    "detail": stage.detail,
+                }
                 for stage in self.stages.values()
             ],
             "tests": suites,
             "near_ties": near_ties(suites),
         }
-        for stage in report["stages"]:
-            stage["stage"] = stage.pop("name")
         partial = self.out / "report.json.partial"
         partial.write_text(json.dumps(report, indent=2) + "\n")
         partial.replace(self.out / "report.json")
