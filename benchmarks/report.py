@@ -35,7 +35,7 @@ from typing import Any
 
 # Neither gumbel_ext nor a module that imports it: the build comes first.
 from benchmarks import ncu
-from benchmarks.report_json import COUNTS, built, device_record, near_ties, tests_of
+from benchmarks.report_json import COUNTS, built, clocks, device_record, near_ties, tests_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -652,7 +652,7 @@ def measure(run: Report) -> None:
         speed(run, "bench", "core")
     if "family" in wanted:
         speed(run, "family", "family")
-    run.about["clocks_after"] = device_record()["nvidia_smi"]
+    run.about["clocks_after"] = clocks()
     if "ncu" in wanted:
         profile(run)
     if "plots" in wanted:
@@ -666,6 +666,9 @@ def stop(*_: object) -> None:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     device = device_record()
+    if device is None:
+        print(f"benchmarks.report: {sys.executable} cannot import torch", file=sys.stderr)
+        return 2
     gpu = device["gpu"] if not arguments.rehearse else None
     if gpu is None and not arguments.rehearse:
         version = device["versions"]["torch"]

@@ -30,9 +30,14 @@ SMI_FIELDS = (
 )
 
 
-def said_by(*command: str) -> str | None:
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def said_by(*command: str, timeout: float = 20) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=timeout, cwd=ROOT
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -53,8 +58,18 @@ def release(tool: str, pattern: str) -> str | None:
     return match and match[1]
 
 
-def device_record() -> dict[str, Any]:
-    """The GPU, its clocks now, driver, versions."""
+def device_record() -> dict[str, Any] | None:
+    """The GPU, its clocks now, driver, versions; None without torch.
+
+    From a process of its own, so that none stays on the GPU beside those that are measured.
+    """
+    code = "import json; from benchmarks.report_json import device; print(json.dumps(device()))"
+    said = said_by(sys.executable, "-c", code, timeout=120)
+    found: dict[str, Any] | None = json.loads(said) if said else None
+    return found
+
+
+def device() -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {"gpu": None, "nvidia_smi": clocks()}

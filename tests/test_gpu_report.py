@@ -123,3 +123,60 @@ def test_words_that_mean_nothing_are_refused(report, tmp_path, capsys):
         with pytest.raises(SystemExit):
             report.parse_arguments(options)
         assert error in capsys.readouterr().err
+
+
+def test_what_is_started_where_there_is_a_gpu(report, tmp_path, monkeypatch):
+    """All tests run, those about CUDA once under every tool, and what is built is for this GPU."""
+    started = {}
+
+    def start(run, name, limit, command, **environment):
+        started[name] = ([str(word) for word in command], environment)
+        stage = run.stages[name] = report.Stage(name, tmp_path / "log", limit, "ok")
+        stage.log.touch()
+
+    monkeypatch.setattr(report.Report, "start", start)
+    monkeypatch.setattr(report.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+    monkeypatch.setattr(report, "built", dict)
+    monkeypatch.setattr(report, "missing", lambda *modules: [])
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    out.mkdir()
+    (out / "bench.json").write_text("{}")
+    arguments = report.parse_arguments([])
+    schedule = report.Schedule(arguments.seconds, arguments.only)
+    run = report.Report(arguments, schedule, work, out, "Some GPU", "9.0", {})
+    report.measure(run)
+    assert started["build"][1]["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    about_cuda = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_cuda*.py")}
+    assert about_cuda < set(started["tests"][0])
+    ignored = {word.partition("=")[2] for word in started["suite"][0] if "--ignore" in word}
+    assert ignored == about_cuda
+    for tool in report.SANITIZERS:
+        halves = [set(started[f"{tool}-{half}"][0]) & about_cuda for half in (1, 2)]
+        assert halves[0] | halves[1] == about_cuda
+        assert not halves[0] & halves[1]
+        assert started[f"{tool}-1"][0][:3] == ["compute-sanitizer", "--tool", tool]
+    for stage, suite in (("bench", "core"), ("family", "family")):
+        command = started[stage][0]
+        assert command[1:6] == ["-m", "benchmarks.run", suite, "--device", "cuda"]
+        assert command[-1] == str(out / f"{stage}.json")
+        seconds = int(command[command.index("--seconds") + 1])
+        assert 0 < seconds <= run.stages[stage].limit - 20
+    assert started["ncu"][0][0] == "ncu"
+    assert str(out / "bench.json") in started["plots"][0]
+
+
+def test_errors_in_kernels_of_this_package_fail_a_sanitizer(report, tmp_path):
+    def ended(lines, code=0):
+        stage = report.Stage("memcheck-1", tmp_path / "log", 60)
+        text = "\n".join([*lines, "== 3 passed in 1.0 ==", "========= ERROR SUMMARY: 1 error"])
+        stage.start([sys.executable, "-c", f"print({text!r}); exit({code})"], {})
+        run = type("Run", (), {"said": lambda self, stage: None})()
+        report.finish_sanitizer(run, stage)
+        return stage.outcome, stage.detail
+
+    assert ended([]) == ("ok", "0 errors in kernels of gumbel_ext; ERROR SUMMARY: 1 error")
+    outcome, detail = ended(["=========     at gumbel_ext::kernel(int)"])
+    assert outcome == "FAILED"
+    assert detail.startswith("1 errors in kernels of gumbel_ext")
+    assert ended(["Device not supported"], 1)[0] == "skipped"
