@@ -25,11 +25,11 @@ from benchmarks.labels import (
     SOFT_FORWARD,
     SOFTMAX,
 )
-from benchmarks.results import CAPABILITY_NAMES, Result
+from benchmarks.results import CAPABILITY_NAMES, Result, asked_shape
 from benchmarks.style import FAINT, FONT, GRID, STYLES, heading, save
 from benchmarks.tables import Times, shape_text
 
-STEP_STYLES: dict[str, dict[str, str]] = {
+STEP_STYLES: dict[str, dict[str, Any]] = {
     "ours": {"color": "#0072B2", "marker": "o"},
     "second": {"color": "#56B4E9", "marker": "s", "linestyle": "--"},
     "theirs": {"color": "#333333", "marker": "^"},
@@ -132,9 +132,7 @@ def speed_picture(result: Result, path: Path) -> None:
 def memory_picture(result: Result, path: Path) -> None:
     shape = [16384, 1024] if result.on_gpu else [4096, 1024]
     wanted = [
-        row
-        for row in result.memory_rows
-        if row.get("asked_shape", row["shape"]) == shape and row["dtype"] == "float32"
+        row for row in result.memory_rows if asked_shape(row) == shape and row["dtype"] == "float32"
     ]
     if not wanted:
         return

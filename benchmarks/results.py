@@ -26,6 +26,12 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
+def asked_shape(row: Row) -> list[int]:
+    """The shape of the case; of one that does not fit a GPU's memory fewer rows were measured."""
+    found: list[int] = row["asked_shape"] if "asked_shape" in row else row["shape"]
+    return found
+
+
 class Result:
     """One JSON file, with its rows by what they measure."""
 
@@ -78,9 +84,7 @@ class Result:
         wanted = (group, op, contender, dtype)
         for row in self.rows:
             found = (row["group"], row["op"], row["contender"], row["dtype"])
-            # Of a shape that does not fit a GPU's memory fewer rows were measured.
-            asked = row.get("asked_shape", row["shape"])
-            if found == wanted and asked == size and variant in (None, row["variant"]):
+            if found == wanted and asked_shape(row) == size and variant in (None, row["variant"]):
                 return row
         return None
 
@@ -110,7 +114,7 @@ class Result:
             for row in self.rows
             if row["group"] == "shapes"
             and row["dtype"] == "float32"
-            and tuple(row.get("asked_shape", row["shape"])) in self.shapes
+            and tuple(asked_shape(row)) in self.shapes
             and row["op"] in (SOFT_FORWARD, HARD_FORWARD, INDEX)
         ]
 

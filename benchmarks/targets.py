@@ -31,7 +31,7 @@ from benchmarks.labels import (
     SOFTMAX,
     TINY,
 )
-from benchmarks.results import Result, Row
+from benchmarks.results import Result, Row, asked_shape
 from benchmarks.tables import LEFT_OUT, NOT_YET, number, shape_text, table
 
 PEAK_SHAPE, CUDA_PEAK_SHAPE = (4096, 1024), (16384, 1024)
@@ -52,6 +52,10 @@ class Target:
     def text(self) -> str:
         """The bound as the table shows it."""
         return f"≤ {self.bound:g} of its time" if self.at_most else f"≥ {self.bound:g}x its speed"
+
+    def lead(self, what: str) -> list[str]:
+        """The first cells of a line: what is compared, and with what."""
+        return [what, self.dtype, f"`{self.peer}`", self.text]
 
     def measured(self, row: Row) -> tuple[float, float, float]:
         """Median and quartiles of the bounded quantity, from the peer's row."""
@@ -127,7 +131,7 @@ def targets_section(result: Result) -> str:
         if all(met is None for _, met in cells):
             continue
         met = verdict([met for _, met in cells])
-        lead = [target.op, target.dtype, f"`{target.peer}`", target.text]
+        lead = target.lead(target.op)
         over_shapes.append([*lead, *(text for text, _ in cells), met])
     single = []
     for shape, target in SINGLE_SHAPE_TARGETS:
@@ -135,7 +139,7 @@ def targets_section(result: Result) -> str:
         if is_met is None:
             continue
         where = shape_text(shape) + (" dim=1" if shape == INNER_DIM else ", per call")
-        lead = [f"{target.op}, {where}", target.dtype, f"`{target.peer}`", target.text]
+        lead = target.lead(f"{target.op}, {where}")
         single.append([*lead, text, verdict([is_met])])
     for op in (SOFT_TRAIN, HARD_TRAIN):
         line = peak_line(result, op, PEAK_SHAPE)
@@ -204,14 +208,14 @@ def cell(result: Result | None, target: Target, row: Row | None) -> tuple[str, b
 def targets_table(result: Result | None) -> str:
     lines = []
     for target in gpu_targets():
-        cells = []
+        cells: list[tuple[str, bool | None]] = []
         for shape in CUDA_SHAPES:
             if target.peer in (COMPILED, COMPILED_ARGMAX) and shape[1] not in COMPILED_CLASSES:
                 cells.append(("", None))
                 continue
-            row = result and result.find(target.op, target.peer, shape, target.dtype)
+            row = result.find(target.op, target.peer, shape, target.dtype) if result else None
             cells.append(cell(result, target, row))
-        lead = [target.op, target.dtype, f"`{target.peer}`", target.text]
+        lead = target.lead(target.op)
         met = verdict([met for _, met in cells])
         lines.append([*lead, *(text for text, _ in cells), met])
     header = ["op", "dtype", "against", "target", *map(shape_text, CUDA_SHAPES), "verdict"]
@@ -223,19 +227,22 @@ def other_targets_table(result: Result | None) -> str:
 
     def add(what: str, target: Target, row: Row | None) -> None:
         text, met = cell(result, target, row)
-        lead = [what, target.dtype, f"`{target.peer}`", target.text]
-        lines.append([*lead, text, verdict([met])])
+        lines.append([*target.lead(what), text, verdict([met])])
 
     for group, shape in OTHER_SHAPES:
         dim = ", dim=1" if shape == INNER_DIM else ""
         for target in gpu_targets():
             if target.dtype != "float32" or target.peer in (COMPILED, COMPILED_ARGMAX):
                 continue
-            row = result and result.find(target.op, target.peer, shape, group=group)
+            row = result.find(target.op, target.peer, shape, group=group) if result else None
             add(f"{target.op}, {shape_text(shape)}{dim}", target, row)
     for how, target in launch_targets():
         size = CUDA_LAUNCHES[0]
-        row = result and result.find(target.op, target.peer, size, "float32", "launches", how)
+        row = (
+            result.find(target.op, target.peer, size, "float32", "launches", how)
+            if result
+            else None
+        )
         add(f"{target.op}, {shape_text(size)}, {how}", target, row)
     for op in (SOFT_FORWARD, HARD_FORWARD, INDEX):
         lines.append(kernels_line(result, op))
@@ -257,7 +264,7 @@ def bounded_line(
 
 def kernels_line(result: Result | None, op: str) -> list[str]:
     size = CUDA_LAUNCHES[0]
-    row = result and result.find(op, GUMBEL_EXT, size, "float32", "launches", EAGERLY)
+    row = result.find(op, GUMBEL_EXT, size, "float32", "launches", EAGERLY) if result else None
     value = row and row.get("kernels_per_call")
     lead = [f"kernels a call, {op}, {shape_text(size)}", "float32", "", "1"]
     return bounded_line(result, lead, value or None, 1)
@@ -268,8 +275,7 @@ def peak_line(result: Result | None, op: str, shape: tuple[int, ...]) -> list[st
     peaks = {
         row["contender"]: row["allocator_peak_bytes_per_element"]
         for row in rows
-        if (row["op"], row["dtype"]) == (op, "float32")
-        and tuple(row.get("asked_shape", row["shape"])) == shape
+        if (row["op"], row["dtype"]) == (op, "float32") and tuple(asked_shape(row)) == shape
     }
     against = f"`{EAGER}`" + (f": {number(peaks[EAGER])}" if EAGER in peaks else "")
     what = f"peak memory, {op}, {shape_text(shape)}"
