@@ -4,7 +4,7 @@
 # make features  docs/features.md, from the tests
 # make figures  docs/figures/*.png with their numbers; make figures FIGURES=samples one of them
 # make bench   the measurements; leaves JSON in benchmarks/results, tables and plots in docs/
-# make gpu-pages  what README and docs/ say of a GPU, from the JSON of benchmarks/gpu_report.sh
+# make gpu-pages  what README and docs/ say of a GPU, from the JSON of benchmarks.report
 # make lint    ruff, mypy, clang-format, changing nothing;    make format changes
 # make sanitize  the C++ under ASan + UBSan and TSan
 # make cuda-check  the CUDA kernels, without a GPU: emulated, planted with bugs, compiled, read
@@ -41,7 +41,7 @@ examples: build
 	$(RUN) examples/semi_supervised.py --out docs/examples
 	$(RUN) examples/actor_critic.py --out docs/examples
 	$(RUN) examples/vector_quantizer.py --out docs/examples
-	$(RUN) benchmarks/examples_page.py
+	$(RUN) -m benchmarks.pages
 
 test: build
 	$(RUN) -m pytest $(or $(PYTEST_ARGS),--features=check)
@@ -67,17 +67,11 @@ test-torch:
 	$(MAKE) -C $(COPY) test
 
 bench: build
-	$(RUN) benchmarks/bench_cpu.py $(BENCH_ARGS)
-	$(RUN) benchmarks/bench_family.py $(filter --quick,$(BENCH_ARGS))
-	$(RUN) benchmarks/plot.py
-	$(RUN) benchmarks/family_tables.py
-	$(RUN) benchmarks/bench_semi_supervised.py $(filter --quick,$(BENCH_ARGS))
-	$(RUN) benchmarks/bench_vector_quantizer.py $(filter --quick,$(BENCH_ARGS))
-	$(RUN) benchmarks/examples_page.py
+	$(RUN) -m benchmarks.run $(BENCH_ARGS)
+	$(RUN) -m benchmarks.pages
 
 gpu-pages: build
-	$(RUN) benchmarks/plot.py
-	$(RUN) benchmarks/family_tables.py
+	$(RUN) -m benchmarks.pages
 
 lint: build
 	$(RUN) -m ruff check .

@@ -15,6 +15,7 @@ import gumbel_ext
 from gumbel_ext import _C
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def _read(path: str) -> str:

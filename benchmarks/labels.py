@@ -1,4 +1,4 @@
-"""Names that the JSON carries: written by bench_cpu.py and bench_cuda.py, looked up by plot.py."""
+"""Names that the JSON carries: written by race.py, looked up by pages.py."""
 
 GUMBEL_EXT = "gumbel_ext"
 EAGER = "F.gumbel_softmax"

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from labels import ARGMAX, COMPILED, COMPILED_ARGMAX, COPY, EAGER, GUMBEL_EXT, RELAXED, SOFTMAX
+
+from benchmarks.labels import (
+    ARGMAX,
+    COMPILED,
+    COMPILED_ARGMAX,
+    COPY,
+    EAGER,
+    GUMBEL_EXT,
+    RELAXED,
+    SOFTMAX,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

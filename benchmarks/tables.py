@@ -1,175 +1,36 @@
-"""What the pages' tables are made of: results, targets, cells, marked places."""
+"""Tables of results, as Markdown."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
-from labels import (
+from benchmarks.cases.core.regimes import KERNELS_OF, measured_as
+from benchmarks.labels import (
     ARGMAX,
     COMPILED,
     COMPILED_ARGMAX,
     COPY,
-    CUDA_SHAPES,
     EAGER,
     GUMBEL_EXT,
+    HARD_BACKWARD,
     HARD_FORWARD,
     INDEX,
-    SHAPES,
+    REGIMES,
+    SOFT_BACKWARD,
     SOFT_FORWARD,
     SOFTMAX,
 )
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.results import Result, Row, grouped
 
 NOT_YET = "not yet measured"
-
-Row = dict[str, Any]
-
-CAPABILITY_NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "generic": "generic"}
+# Of a run that was cut short.
+LEFT_OUT = "left out"
 
 
-def count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-class Result:
-    """One JSON file, with its rows by what they measure."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if self.document.get("format") != 1:
-            raise ValueError(f"{path}: format {self.document.get('format')!r}, expected 1")
-        self.rows: list[Row] = self.document["rows"]
-        self.memory_rows: list[Row] = self.document["memory_rows"]
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether bench_cuda.py made it."""
-        return self.document.get("device") == "cuda"
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shapes that the picture of speed and the targets go through."""
-        return CUDA_SHAPES if self.on_gpu else SHAPES
-
-    @property
-    def capability(self) -> str:
-        """The instruction set that gumbel_ext's kernels used."""
-        return str(self.document["versions"]["gumbel_ext_cpu_capability"])
-
-    def find(
-        self,
-        op: str,
-        contender: str,
-        shape: Iterable[int],
-        dtype: str = "float32",
-        group: str = "shapes",
-        variant: str | None = None,
-    ) -> Row | None:
-        """The row of a case, or None where the run left it out."""
-        size = list(shape)
-        wanted = (group, op, contender, dtype)
-        for row in self.rows:
-            found = (row["group"], row["op"], row["contender"], row["dtype"])
-            # Of a shape that does not fit a GPU's memory fewer rows were measured.
-            asked = row.get("asked_shape", row["shape"])
-            if found == wanted and asked == size and variant in (None, row["variant"]):
-                return row
-        return None
-
-    @property
-    def rehearsal(self) -> bool:
-        """Whether its numbers mean nothing."""
-        return bool(self.document.get("rehearsal"))
-
-    @property
-    def gpu_name(self) -> str:
-        """What the GPU calls itself."""
-        return str(self.document["machine"]["gpu"]["name"])
-
-    def speed_rows(self) -> list[Row]:
-        """What the picture of speed shows."""
-        return [
-            row
-            for row in self.rows
-            if row["group"] == "shapes"
-            and row["dtype"] == "float32"
-            and tuple(row.get("asked_shape", row["shape"])) in self.shapes
-            and row["op"] in (SOFT_FORWARD, HARD_FORWARD, INDEX)
-        ]
-
-    def setup(self) -> str:
-        """One sentence: where, with what, when."""
-        document, machine = self.document, self.document["machine"]
-        versions, revision = document["versions"], document["revision"]
-        commit = (revision["commit"] or "unknown")[:12] + ("+" if revision["modified"] else "")
-        compiler = versions["gumbel_ext_build"].get("compiler", "unknown")
-        notes = " A `--quick` run: for orientation only." if document["quick"] else ""
-        versions_text = f"torch {versions['torch']}, gumbel_ext {versions['gumbel_ext']}"
-        if self.on_gpu:
-            gpu = machine["gpu"]
-            if self.rehearsal:
-                notes += " **A rehearsal: these numbers mean nothing.**"
-            if document["skipped"]:
-                notes += f" {count(len(document['skipped']), 'case')} left out."
-            return (
-                f"Measured on **{gpu['name']}** ({gpu['multiprocessors']} multiprocessors, compute "
-                f"capability {gpu['compute_capability']}, driver {gpu['driver']}), "
-                f"{versions_text}, commit {commit}, {document['date'][:10]}.{notes}"
-            )
-        if document["clock"] == "cpu":
-            notes += " In CPU time, not wall time."
-        kernels = CAPABILITY_NAMES.get(self.capability, self.capability)
-        cores = f"{machine['cores_available']} cores, {count(document['threads'], 'thread')}"
-        return (
-            f"Measured with the **{kernels}** kernels on {machine['cpu']} ({cores}), "
-            f"{versions_text} built by {compiler}, "
-            f"commit {commit}, {document['date'][:10]}.{notes}"
-        )
-
-
-@dataclass(frozen=True)
-class Target:
-    """A bound on gumbel_ext's time against a peer's, in the same rounds of the same run."""
-
-    op: str
-    dtype: str
-    peer: str
-    bound: float
-    at_most: bool  # of the peer's time; else: at least so many times faster
-
-    @property
-    def text(self) -> str:
-        """The bound as the table shows it."""
-        return f"≤ {self.bound:g} of its time" if self.at_most else f"≥ {self.bound:g}x its speed"
-
-    def measured(self, row: Row) -> tuple[float, float, float]:
-        """Median and quartiles of the bounded quantity, from the peer's row."""
-        ratio = row["time_over_baseline"]
-        if self.at_most:
-            return 1 / ratio["median"], 1 / ratio["p75"], 1 / ratio["p25"]
-        return ratio["median"], ratio["p25"], ratio["p75"]
-
-    def met(self, value: float) -> bool:
-        """Whether the value is on the right side of the bound."""
-        return value <= self.bound if self.at_most else value >= self.bound
-
-    def cell(self, row: Row | None) -> tuple[str, bool | None]:
-        """Table cell, and whether the target is met; None without a measurement."""
-        if row is None:
-            return "", None
-        value, low, high = self.measured(row)
-        met = self.met(value)
-        text = number(value) + ("" if self.at_most else "x")
-        if self.met(low) != self.met(high):
-            text += " ~"
-        return (text if met else f"**{text}**"), met
+# --- cells ---
 
 
 def number(value: float) -> str:
@@ -200,22 +61,58 @@ def verdict(results: list[bool | None]) -> str:
     return "met" if not missed else f"**missed** at {missed} of {len(known)}"
 
 
-def grouped(rows: Iterable[Row]) -> list[dict[str, Row]]:
-    """Rows of one case together, by contender, in the order of the file."""
-    cases: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        cases.setdefault(row["case"], {})[row["contender"]] = row
-    return list(cases.values())
-
-
 def optional(row: Row | None, value: Callable[[Row], str]) -> str:
     return "" if row is None else value(row)
 
 
+# --- a result of the core ---
+
+
+def workloads_section(result: Result) -> str:
+    def microseconds(row: Row) -> str:
+        return number(row["microseconds_per_call"]["median"])
+
+    def times_faster(row: Row) -> str:
+        return number(row["time_over_baseline"]["median"]) + "x"
+
+    lines = []
+    for case in grouped(r for r in result.rows if r["group"] in ("workloads", "layouts")):
+        ours, compiled = case[GUMBEL_EXT], case.get(COMPILED)
+        eager = case.get(EAGER) or case[ARGMAX]
+        size = f"{shape_text(ours['shape'])} {ours['dtype']}"
+        if ours["dim"] != -1:
+            size += f", dim={ours['dim']}"
+        if ours["variant"] != "contiguous":
+            size += f", {ours['variant']}"
+        lines.append(
+            [
+                ours["workload"] or "layout",
+                ours["op"],
+                size,
+                microseconds(ours),
+                microseconds(eager),
+                optional(compiled, microseconds),
+                times_faster(eager),
+                optional(compiled, times_faster),
+            ]
+        )
+    header = [
+        "use",
+        "op",
+        "logits",
+        "gumbel_ext µs",
+        "eager µs",
+        "torch.compile µs",
+        "against eager",
+        "against torch.compile",
+    ]
+    return table(header, lines, numbers_from=3)
+
+
 def times_section(result: Result) -> str:
-    copied = "as many bytes as the operator must" if result.on_gpu else "the logits"
+    """Time per element of every shape."""
     groups = ("shapes", "long rows", "layouts", "workloads") if result.on_gpu else ("shapes",)
-    unit, scale = ("picoseconds", 1e3) if result.on_gpu else ("nanoseconds", 1)
+    scale = 1e3 if result.on_gpu else 1  # picoseconds or nanoseconds
 
     def per_element(row: Row) -> str:
         return number(row["median_ns_per_element"] * scale)
@@ -242,15 +139,7 @@ def times_section(result: Result) -> str:
         "copy_",
         "spread",
     ]
-    return (
-        f"<details><summary>Median {unit} per element, every shape</summary>\n\n"
-        "Eager is `F.gumbel_softmax`, for index `argmax(logits + gumbel)`; torch.compile is of "
-        "`F.gumbel_softmax`; `F.softmax` does the same passes (forward, backward) of plain "
-        f"softmax; `copy_` moves {copied} into memory that is already there. Spread: gumbel_ext's "
-        "interquartile range over its median.\n\n"
-        + table(header, lines, numbers_from=3)
-        + "\n\n</details>"
-    )
+    return table(header, lines, numbers_from=3)
 
 
 def memory_section(result: Result) -> str:
@@ -278,28 +167,275 @@ def memory_section(result: Result) -> str:
         "saved beyond output",
         "saved, per row",
     ]
+    return table(header, lines, numbers_from=3)
+
+
+def launches_section(result: Result) -> str:
+    """Microseconds a call of tensors that are all launch."""
+    launches = [row for row in result.rows if row["group"] == "launches"]
+    lines = []
+    for case in grouped(launches):
+        ours = case.get(GUMBEL_EXT)
+        if ours is None:
+            continue
+        peers = [case.get(EAGER) or case.get(ARGMAX), case.get(COMPILED), case.get(SOFTMAX)]
+        peers[1] = peers[1] or case.get(COMPILED_ARGMAX)
+        kernels = ours.get("kernels_per_call")
+        lines.append(
+            [
+                ours["op"],
+                f"{shape_text(ours['shape'])}, {ours['variant']}",
+                *(
+                    optional(row, lambda row: number(row["microseconds_per_call"]["median"]))
+                    for row in [ours, *peers]
+                ),
+                "" if kernels is None else f"{kernels:g}",
+            ]
+        )
+    header = ["op", "logits", "gumbel_ext µs", "eager µs", "torch.compile µs", "F.softmax µs"]
+    return table([*header, "kernels"], lines, numbers_from=2)
+
+
+# --- columns of what was measured on GPUs, in tables that are not made here ---
+
+
+MEASURED = "measured"
+Cells = Callable[[Result, str, list[str]], list[str]]
+
+
+def with_measured(text: str, results: list[Result], cells: Cells) -> str:
+    """The text with the last columns of its tables made anew: from the first one that is headed as
+    measured, those for each GPU.
+
+    `cells` gives those of a line, from a result, the heading above the table and the line's cells.
+    """
+    lines: list[str] = []
+    heading, before, titles = "", 0, [MEASURED]
+    for line in text.split("\n"):
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        if not line.startswith("|"):
+            lines.append(line)
+            continue
+        old = line.split("|")[1:-1]
+        names = [name.strip() for name in old]
+        if not lines or not lines[-1].startswith("|"):
+            before = next(i for i, name in enumerate(names) if MEASURED in name)
+            stems = [f"{name.partition(MEASURED)[0]}{MEASURED}" for name in names[before:]]
+            titles = list(dict.fromkeys(stems))
+            new = [f"{title}, {result.gpu_name}" for result in results for title in titles]
+            new = new or titles
+        elif not names[0].strip("-"):
+            new = ["---"] * len(titles) * max(1, len(results))
+        else:
+            new = [cell for result in results for cell in cells(result, heading, names)]
+            new = new or [NOT_YET] * len(titles)
+        pad = " " if old[0].startswith(" ") else ""
+        lines.append("|".join(["", *old[:before], *(f"{pad}{cell}{pad}" for cell in new), ""]))
+    return "\n".join(lines)
+
+
+def kernel_share(result: Result, heading: str, names: list[str]) -> list[str]:
+    """The share of a copy's bandwidth that a kernel of kernels-cuda-table.md reaches."""
+    op = next(op for op, kernels in KERNELS_OF.items() if kernels == heading)
+    wanted = (REGIMES, op, measured_as(names[0]), names[1], GUMBEL_EXT)
+    for row in result.rows:
+        found = tuple(row[key] for key in ("group", "op", "workload", "dtype", "contender"))
+        if found == wanted:
+            return [f"{row['share_of_copy_bandwidth']['median']:.2f}"]
+    return [LEFT_OUT]
+
+
+def rows_of(least: int, most: int = 1 << 40) -> Callable[[Row], bool]:
+    """Cases of the shapes that targets are stated for, with so many classes."""
+
+    def belongs(row: Row) -> bool:
+        return row["group"] == "shapes" and least <= row["asked_shape"][-1] <= most
+
+    return belongs
+
+
+def not_adjacent(row: Row) -> bool:
+    return row["group"] == "layouts" and row["dim"] == 1
+
+
+# The cases that a line of the table of predictions in kernels-cuda.md is about.
+PREDICTED: dict[str, tuple[str, Callable[[Row], bool]]] = {
+    "soft forward, rows of 256 classes or more": (SOFT_FORWARD, rows_of(256)),
+    "hard forward, a warp or more a row": (HARD_FORWARD, rows_of(256)),
+    "index alone, a warp or more a row": (INDEX, rows_of(256)),
+    "backward from y": (SOFT_BACKWARD, rows_of(1)),
+    "backward, recomputed, rows of 512 classes or more": (HARD_BACKWARD, rows_of(512)),
+    "soft forward, 8 classes": (SOFT_FORWARD, rows_of(8, 8)),
+    "soft forward, classes not adjacent": (SOFT_FORWARD, not_adjacent),
+}
+
+
+def predicted_shares(result: Result, heading: str, names: list[str]) -> list[str]:
+    """From the lowest to the highest median share of the cases of a line, for each dtype."""
+    op, belongs = PREDICTED[names[0]]
+    cells = []
+    for dtype in ("float32", "bfloat16"):
+        shares = [
+            row["share_of_copy_bandwidth"]["median"]
+            for row in result.rows
+            if (row["op"], row["dtype"], row["contender"]) == (op, dtype, GUMBEL_EXT)
+            and row["variant"] == "contiguous"
+            and belongs(row)
+        ]
+        low, high = (f"{end(shares):.2f}" if shares else LEFT_OUT for end in (min, max))
+        cells.append(low if low == high else f"{low} to {high}")
+    return cells
+
+
+# --- the family ---
+
+
+def family_table(result: Result, page: str) -> str:
+    """One row a case and contender: its time, and how many times longer than ours it takes."""
+    of_page = [row for row in result.rows if row["page"] == page and row["contender"] != COPY]
+    # Columns that some rows of the page have, and no others.
+    shares = any("share_of_copy_bandwidth" in row for row in of_page)
+    kernels = any(row.get("kernels_per_call") is not None for row in of_page)
+    memory = any("allocator_peak_bytes" in row for row in of_page)
+    unit, scale = ("ps", 1e3) if result.on_gpu else ("ns", 1.0)
+    lines = []
+    for _, of_case in groupby(of_page, key=lambda row: row["case"]):
+        for place, row in enumerate(of_case):
+            ratio = row["time_over_baseline"]
+            named = (row["op"], row["variant"], row.get("called"))
+            first = place == 0
+            share = row.get("share_of_copy_bandwidth")
+            started, peak = row.get("kernels_per_call"), row.get("allocator_peak_bytes")
+            lines.append(
+                [
+                    " ".join(part for part in named if part) if first else "",
+                    shape_text(row["shape"]) if first else "",
+                    row["dtype"] if first else "",
+                    row["contender"],
+                    number(row["microseconds_per_call"]["median"]),
+                    number(row["median_ns_per_element"] * scale),
+                    "1" if first else f"{number(ratio['median'])}",
+                    *([f"{share['median']:.2f}" if share else ""] if shares else []),
+                    *(["" if started is None else f"{started:g}"] if kernels else []),
+                    *([number(peak / 1e6) if peak else ""] if memory else []),
+                ]
+            )
+    header = ["operation", "shape", "dtype", "", "µs a call", f"{unit} an element", "times ours"]
+    header += ["of a copy's bandwidth"] if shares else []
+    header += ["kernels"] if kernels else []
+    header += ["peak MB"] if memory else []
+    return table(header, lines, 4)
+
+
+def caption(result: Result) -> str:
+    warning = " **A rehearsal: these numbers mean nothing.**" if result.rehearsal else ""
     return (
-        "Bytes per element above the live logits and incoming gradient, in one forward and "
-        "backward; the output and the gradient of the logits are included. The last column is in "
-        "bytes per row.\n\n" + table(header, lines, numbers_from=3)
+        f"{result.machine()}, {result.document['date'][:10]}. Medians; a ratio is formed in each "
+        f"of the interleaved rounds.{warning}"
     )
 
 
-def markers(section: str) -> tuple[str, str]:
-    return f"<!-- begin {section}: made by plot.py -->", f"<!-- end {section} -->"
+def family_section(results: list[Result], page: str) -> str:
+    """The tables of a page, the CPU's first; or that there is none yet of a GPU."""
+    parts = []
+    for result in results:
+        if any(row["page"] == page for row in result.rows):
+            parts += [family_table(result, page), caption(result)]
+        elif result.on_gpu:
+            parts.append(f"On {result.gpu_name}: {LEFT_OUT}.")
+    if not any(result.on_gpu for result in results):
+        parts.append(f"On a GPU: {NOT_YET}.")
+    return "\n\n".join(parts)
 
 
-def replace_section(page: str, name: str, texts: list[str]) -> str:
-    begin, end = markers(name)
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f"the page must have the lines {begin} and {end} once each")
-    before, rest = page.split(begin)
-    _, after = rest.split(end)
-    body = "\n\n".join(texts)
-    return f"{before}{begin}\n{body}\n{end}{after}"
+# --- the examples, and their training steps ---
 
 
-def refuse_rehearsal(page: Path) -> None:
-    """Numbers that mean nothing stay out of the project's pages."""
-    if page.resolve().is_relative_to(ROOT / "docs"):
-        raise ValueError(f"a rehearsal is not for {page}: name a place outside docs/")
+@dataclass(frozen=True)
+class Times:
+    """A section with the times of a training step; its result is that of a suite."""
+
+    section: str
+    result: str  # NAME-cpu-avx2.json
+    picture: str
+    heading: str
+    alt: str
+    classes: str  # what their number is called, in the table and below the picture
+    classes_axis: str
+    compared: str  # whose time over the first one's is shown
+    ratio: str  # the heading of that column
+    styles: tuple[str, ...]  # names of plot.STEP_STYLES
+
+
+TIMES = (
+    Times(
+        section="times",
+        result="semi-supervised",
+        picture="semi-supervised-time.png",
+        heading="Training step: one class or all",
+        alt="A training step against K",
+        classes="K",
+        classes_axis="classes K",
+        compared="sum over the classes",
+        ratio="sum over straight-through",
+        styles=("ours", "second", "theirs"),
+    ),
+    Times(
+        section="quantizer_times",
+        result="vector-quantizer",
+        picture="vector-quantizer-time.png",
+        heading="Training step of the quantiser",
+        alt="A training step against the codes of a group",
+        classes="codes",
+        classes_axis="codes of each of two groups",
+        compared="F.gumbel_softmax, multiply and sum",
+        ratio="multiply and sum over GumbelVectorQuantizer",
+        styles=("ours", "theirs", "second"),
+    ),
+)
+
+
+def example_section(document: dict[str, Any]) -> str:
+    """The table of an example, and what it was made with."""
+    from examples import results
+
+    settings, versions = document["settings"], document["versions"]
+    seeds = settings["seeds"]
+    more = [
+        f"{name} {value}"
+        for name, value in settings.items()
+        if name not in ("steps", "seeds", "threads")
+    ]
+    caption = [
+        f"{settings['steps']:,} steps",
+        results.seeds(document),
+        *more,
+        f"torch {versions['torch']}",
+        f"gumbel_ext {versions['gumbel_ext']}",
+        f"Python {versions['python']}",
+    ]
+    spread = " Mean ± standard deviation over the seeds." if len(seeds) > 1 else ""
+    return f"{results.table(document)}\n\n{', '.join(caption)}.{spread}"
+
+
+def steps_section(result: Result, times: Times) -> str:
+    """One row a number of classes: milliseconds of each, and a ratio to the first."""
+    names = result.contenders
+    compared = names.index(times.compared)
+    columns = [result.of_contender(name) for name in names]
+    lines = [
+        [
+            str(of_classes[0]["classes"]),
+            *(number(row["milliseconds_per_step"]["median"]) for row in of_classes),
+            f"{number(of_classes[compared]['time_over_baseline']['median'])}x",
+        ]
+        for of_classes in zip(*columns, strict=True)
+    ]
+    header = [times.classes, *(f"{name}, ms" for name in names), times.ratio]
+    caption = (
+        f"{result.machine()}, {result.document['date'][:10]}. Batch of {result.document['batch']}. "
+        "Medians; the ratio is formed in each of the interleaved rounds."
+    )
+    picture = f"![{times.alt}]({times.picture})"
+    return f"{table(header, lines, 0)}\n\n{caption}\n\n{picture}"

@@ -14,15 +14,13 @@ import random
 import resource
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
-
-if TYPE_CHECKING:
-    from gpu import Device
 
 Call = Callable[[int], object]
 """One call of a contender on the inputs with the given number."""
@@ -105,139 +103,121 @@ def quiet_python() -> Iterator[None]:
             gc.enable()
 
 
-def _timed_block(
-    call: Call, first_input: int, inputs: int, repeats: int, clock: Callable[[], float]
-) -> float:
-    start = clock()
-    for i in range(first_input, first_input + repeats):
-        call(i % inputs)
-    return (clock() - start) / repeats
+@dataclass(frozen=True)
+class Blocks:
+    """How a contender is timed in a round."""
+
+    calls: int  # in a block, one after the other
+    count: int = 1  # of blocks, spread over the round
+    head_start: float = 0.0  # seconds that a GPU is kept busy while the block is queued
 
 
-def measure_interleaved(
-    contenders: Mapping[str, Call],
-    inputs: int,
-    budget: Budget,
-    clock: Callable[[], float] = time.perf_counter,
-    seed: int = 0,
+Reading = Callable[[], tuple[float, int]]
+"""Seconds and page faults of a block, once the clock has waited for it."""
+
+
+class Clock(Protocol):
+    """Times blocks of calls: the host's clock here, a GPU's own in device.py."""
+
+    calls_each: int  # what one call of a contender stands for: several where it replays a graph
+
+    def plan(self, contenders: Mapping[str, Call], inputs: int) -> dict[str, Blocks]:
+        """Calls the contenders, so that they are warm, and says how to time them."""
+
+    def time(self, call: Call, first_input: int, inputs: int, blocks: Blocks) -> Reading:
+        """Runs, or queues, a block."""
+
+    def wait(self) -> None:
+        """Returns when all blocks have ended."""
+
+
+def measure(
+    contenders: Mapping[str, Call], inputs: int, budget: Budget, clock: Clock, seed: int = 0
 ) -> dict[str, Measurement]:
     """Time every contender in every round.
 
     Successive calls take successive inputs, whoever makes them, so that no contender finds the
     input that another has just pulled into the cache; make `inputs` large enough to leave it.
-    A round's value for a contender is the median over its blocks of that round. The clock is in
-    seconds: with one thread, time.process_time leaves out what other processes take from it.
+    A round's value for a contender is the median over its blocks of that round.
     """
     order = random.Random(seed)
-    estimates: dict[str, float] = {}
+    rounds: dict[str, list[float]] = {name: [] for name in contenders}
+    faults = dict.fromkeys(contenders, 0)
     with quiet_python():
-        for name, call in contenders.items():
-            started = time.perf_counter()
-            call(0)
-            estimates[name] = _timed_block(call, 1, inputs, 1, clock)
-            for i in (2, 3):
-                if time.perf_counter() - started > MAX_WARM_UP_SECONDS:
-                    break
-                estimates[name] = min(estimates[name], _timed_block(call, i, inputs, 1, clock))
-
-        slowest = max(*estimates.values(), MIN_BLOCK_SECONDS)
-        repeats = {n: max(1, math.ceil(MIN_BLOCK_SECONDS / t)) for n, t in estimates.items()}
-        blocks = {
-            n: min(MAX_BLOCKS_PER_ROUND, max(1, int(slowest / (t * repeats[n]))))
-            for n, t in estimates.items()
-        }
-        schedule = [n for n in contenders for _ in range(blocks[n])]
-
-        next_input = 0
-        rounds: dict[str, list[float]] = {n: [] for n in contenders}
-        faults = dict.fromkeys(contenders, 0)
+        plan = clock.plan(contenders, inputs)
+        schedule = [name for name in contenders for _ in range(plan[name].count)]
+        next_input = completed = 0
         started = time.perf_counter()
-        completed = 0
         while completed < budget.max_rounds:
             elapsed = time.perf_counter() - started
             if completed >= budget.min_rounds and elapsed >= budget.seconds:
                 break
             order.shuffle(schedule)
-            samples: dict[str, list[float]] = {n: [] for n in contenders}
+            readings: dict[str, list[Reading]] = defaultdict(list)
             for name in schedule:
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                samples[name].append(
-                    _timed_block(contenders[name], next_input, inputs, repeats[name], clock)
-                )
-                faults[name] += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-                next_input = (next_input + repeats[name]) % inputs
-            for name, values in samples.items():
-                rounds[name].append(statistics.median(values))
+                blocks = plan[name]
+                readings[name].append(clock.time(contenders[name], next_input, inputs, blocks))
+                next_input = (next_input + blocks.calls) % inputs
+            clock.wait()
+            for name, of_round in readings.items():
+                seconds, new_faults = zip(*(reading() for reading in of_round), strict=True)
+                calls = plan[name].calls * clock.calls_each
+                rounds[name].append(statistics.median(seconds) / calls)
+                faults[name] += sum(new_faults)
             completed += 1
 
-    calls = {n: completed * blocks[n] * repeats[n] for n in contenders}
-    return {n: Measurement(tuple(rounds[n]), calls[n], faults[n] / calls[n]) for n in contenders}
+    def measurement(name: str) -> Measurement:
+        calls = completed * plan[name].count * plan[name].calls * clock.calls_each
+        return Measurement(tuple(rounds[name]), calls, faults[name] / calls)
+
+    return {name: measurement(name) for name in contenders}
 
 
-# --- on a GPU ---
+class HostClock:
+    """The host's clock, in seconds.
 
-# Enough for the host to have queued a call of many kernels before its first one starts.
-HEAD_START_SECONDS = 5e-5
-MAX_HEAD_START_SECONDS = 5e-3
-# Calls without a head start are timed many at a time: an event costs as much as a small kernel.
-CALLS_IN_A_ROW = 50
-
-
-def measure_on_gpu(
-    contenders: Mapping[str, Call],
-    inputs: int,
-    budget: Budget,
-    device: Device,
-    in_a_row: int = 1,
-    flush: bool = True,
-    seed: int = 0,
-) -> dict[str, Measurement]:
-    """Time every contender in every round, on the device's own clock.
-
-    With `in_a_row` = 1 the GPU is kept busy while the host queues the call, so that the time is the
-    GPU's alone. With more, that many calls follow each other from an idle GPU on: where kernels are
-    short this is the time that the host needs to launch them. With `flush` calls find none of their
-    inputs in the cache.
+    With one thread, `time.process_time` leaves out what other processes take from it.
     """
-    order = random.Random(seed)
-    names = list(contenders)
-    head_start: dict[str, float] = {}
-    rounds: dict[str, list[float]] = {n: [] for n in names}
-    with quiet_python():
-        for name, call in contenders.items():
-            for i in range(3):
-                call(i % inputs)
-            device.synchronize()
-            started = time.perf_counter()
-            call(3 % inputs)
-            host = time.perf_counter() - started
-            head_start[name] = min(2 * host + HEAD_START_SECONDS, MAX_HEAD_START_SECONDS)
-        device.synchronize()
 
-        next_input = 0
+    calls_each = 1
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+
+    def plan(self, contenders: Mapping[str, Call], inputs: int) -> dict[str, Blocks]:
+        """A block lasts a millisecond at least; cheap contenders have several blocks."""
+        estimates = {name: self._warm_up(call, inputs) for name, call in contenders.items()}
+        slowest = max(*estimates.values(), MIN_BLOCK_SECONDS)
+        plan = {}
+        for name, seconds in estimates.items():
+            calls = max(1, math.ceil(MIN_BLOCK_SECONDS / seconds))
+            count = min(MAX_BLOCKS_PER_ROUND, max(1, int(slowest / (seconds * calls))))
+            plan[name] = Blocks(calls, count)
+        return plan
+
+    def _warm_up(self, call: Call, inputs: int) -> float:
+        """The shortest time of a few calls, the first left out."""
         started = time.perf_counter()
-        completed = 0
-        while completed < budget.max_rounds:
-            elapsed = time.perf_counter() - started
-            if completed >= budget.min_rounds and elapsed >= budget.seconds:
+        call(0)
+        estimate = self._seconds(call, 1, inputs, 1)
+        for i in (2, 3):
+            if time.perf_counter() - started > MAX_WARM_UP_SECONDS:
                 break
-            order.shuffle(names)
-            marks = {}
-            for name in names:
-                call = contenders[name]
-                if flush:
-                    device.flush()
-                if in_a_row == 1:
-                    device.occupy(head_start[name])
-                else:
-                    device.synchronize()
-                begin = device.mark()
-                for i in range(next_input, next_input + in_a_row):
-                    call(i % inputs)
-                marks[name] = begin, device.mark()
-                next_input = (next_input + in_a_row) % inputs
-            device.synchronize()
-            for name, (begin, end) in marks.items():
-                rounds[name].append(device.seconds(begin, end) / in_a_row)
-            completed += 1
-    return {n: Measurement(tuple(rounds[n]), completed * in_a_row, 0.0) for n in contenders}
+            estimate = min(estimate, self._seconds(call, i, inputs, 1))
+        return estimate
+
+    def _seconds(self, call: Call, first_input: int, inputs: int, calls: int) -> float:
+        start = self._now()
+        for i in range(first_input, first_input + calls):
+            call(i % inputs)
+        return self._now() - start
+
+    def time(self, call: Call, first_input: int, inputs: int, blocks: Blocks) -> Reading:
+        """Runs the block."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        seconds = self._seconds(call, first_input, inputs, blocks.calls)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        return lambda: (seconds, faults)
+
+    def wait(self) -> None:
+        """Blocks have ended when they return."""

@@ -1,7 +1,7 @@
 """What an example is told on its command line, and the table and JSON file that it leaves.
 
 A table's cells are the mean and standard deviation over the seeds; the file keeps every seed's
-number. benchmarks/examples_page.py makes the tables of docs/examples.md from such files.
+number. benchmarks/pages.py makes the tables of docs/examples.md from such files.
 """
 
 from __future__ import annotations

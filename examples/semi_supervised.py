@@ -14,7 +14,7 @@ an image with a label costs L(x, y), and CLASSIFIER_WEIGHT times -log q(y|x); on
 The sum needs K passes through encoder and decoder. Jang et al. 2016 (arXiv 1611.01144, section 4.3)
 replace it by one pass at a Gumbel-softmax sample of q(y|x). Here are both, the sample soft and
 straight-through, and the classifier alone, trained on the labelled images only.
-benchmarks/bench_semi_supervised.py measures the time of a training step against K.
+benchmarks/cases/semi_supervised.py measures the time of a training step against K.
 """
 
 from __future__ import annotations

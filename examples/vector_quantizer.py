@@ -13,7 +13,7 @@ without which few codes may come into use. A test patch takes the codes of the l
 
 The same model is trained with `gumbel_ext.nn.GumbelVectorQuantizer`, which looks up the rows, and
 with what wav2vec 2.0's public code does: `F.gumbel_softmax`, times the codebook, summed over the
-codes. benchmarks/bench_vector_quantizer.py measures the time of a step with each.
+codes. benchmarks/cases/vector_quantizer.py measures the time of a step with each.
 
 Data: the photographs china.jpg and flower.jpg that scikit-learn brings, 427 x 640 pixels, in
 patches of 4 x 4 pixels of three colours; a fifth of them, chosen at random, is kept for the test.

@@ -237,22 +237,25 @@ def test_marginalised_is_the_exact_sum():
     torch.testing.assert_close(actual, expected)
 
 
-def test_the_page_shows_the_results(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import examples_page
+@pytest.fixture
+def pages(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import pages
 
-    monkeypatch.setattr(sys, "argv", ["examples_page.py", "--check"])
-    assert examples_page.main() == 0, capsys.readouterr().err
+    return pages
 
 
-def test_the_page_follows_the_results(tmp_path, monkeypatch, capsys):
+def test_the_page_shows_the_results(pages, capsys):
+    assert pages.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_the_page_follows_the_results(pages, tmp_path, monkeypatch):
     """Another number makes --check fail; written, it stands in the page, and the text is kept."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import examples_page
+    monkeypatch.setattr(pages, "default_results", list)
     from results import Column, Results
 
     names = ("vae_estimators", "structured_prediction", "semi_supervised", "actor_critic", "times")
-    sections = [f"<!-- example: {name} -->\n<!-- end example: {name} -->\n" for name in names]
+    sections = ["\n".join(pages.markers(name)) + "\n" for name in names]
     page = tmp_path / "examples.md"
     page.write_text("Before.\n" + "\n".join(sections) + "After.\n", encoding="utf-8")
     results = Results("actor_critic", [Column("score", "score", 1)], [3, 4], {"steps": 7})
@@ -265,10 +268,8 @@ def test_the_page_follows_the_results(tmp_path, monkeypatch, capsys):
             if each is vae:
                 each.add("a method", rate=0.25)
 
-    folders = ["--docs", str(tmp_path), "--times", str(tmp_path)]
     for option, code in ((["--check"], 1), ([], 0), (["--check"], 0)):
-        monkeypatch.setattr(sys, "argv", ["", *folders, *option])
-        assert examples_page.main() == code
+        assert pages.main(["--docs", str(tmp_path), *option]) == code
     text = page.read_text(encoding="utf-8")
     assert "| a method | 35.0 ± 7.1 |" in text
     assert "| a method | 0.25 | 3.5 ± 0.7 | 7.0 ± 1.4 |" in re.sub(" +", " ", text)

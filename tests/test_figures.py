@@ -28,7 +28,7 @@ ALPHA = 1e-4
 def module():
     """Imports a file of docs/figures, as ``draw.py`` there does."""
     before = list(sys.path)
-    sys.path[:0] = [str(FIGURES), str(FIGURES.parents[1] / "benchmarks")]
+    sys.path[:0] = [str(FIGURES), str(FIGURES.parents[1])]
     pytest.importorskip("matplotlib")
     yield importlib.import_module
     sys.path[:] = before

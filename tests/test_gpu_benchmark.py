@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,16 +17,16 @@ CUDA = ROOT / "csrc" / "cuda"
 
 @contextmanager
 def imported_benchmarks():
-    """The benchmarks' modules can be imported; what they set for their process is undone."""
+    """The benchmarks can be imported; what they set for their process is undone."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        import compiled
-        import gpu_run
+        patch.syspath_prepend(str(ROOT))
+        from benchmarks import compiled, device, race
 
         patch.setattr(compiled, "_OPTIONS", dict(compiled._OPTIONS))
-        patch.setattr(gpu_run, "CALLS_IN_A_GRAPH", 2)
-        patch.setattr(gpu_run, "CALLS_IN_A_ROW", 2)
+        for module in (device, race):
+            patch.setattr(module, "CALLS_IN_A_GRAPH", 2)
+        patch.setattr(device, "CALLS_IN_A_ROW", 2)
         yield patch
     torch.set_num_threads(threads)
 
@@ -71,7 +70,7 @@ def regime_name(op, dtype, plan):
 
 @pytest.mark.parametrize("multiprocessors", [32, 108, 132])
 def test_shapes_run_in_the_regimes_that_they_stand_for(benchmarks, plan_of, multiprocessors):
-    from regimes import KERNELS_OF, regimes
+    from benchmarks.cases.core.regimes import KERNELS_OF, regimes
 
     ops = ["soft", "hard", "index", "backward", "backward, recomputed"]
     types = ["float64", "float32", "bfloat16", "float16"]
@@ -96,12 +95,12 @@ def test_shapes_run_in_the_regimes_that_they_stand_for(benchmarks, plan_of, mult
 
 
 def test_every_kernel_of_the_table_has_a_shape(benchmarks):
-    from regimes import DTYPES, KERNELS_OF, regimes
+    from benchmarks.cases.core.regimes import KERNELS_OF, regimes
 
     counts = ROOT / "tests" / "cuda" / "instructions_per_element.json"
     known = json.loads(counts.read_text(encoding="utf-8"))["instructions"]
     for op, kernels in KERNELS_OF.items():
-        for dtype in DTYPES:
+        for dtype in ("float32", "float64", "bfloat16", "float16"):
             compiled = {name.partition(", first")[0].partition(", second")[0]
                         for name in known[f"{kernels}, {dtype}"]}  # fmt: skip
             assert {r.name for r in regimes(op) if r.dtype == dtype} == compiled
@@ -110,19 +109,21 @@ def test_every_kernel_of_the_table_has_a_shape(benchmarks):
 # --- the core's cases ---
 
 
-def rehearse(main, tmp_path, *options, device=None):
+def rehearse(suite, tmp_path, *options, device=None):
     """Exit status and JSON of a rehearsal."""
+    from benchmarks import run
+
     output = tmp_path / "rehearsal.json"
-    status = main(["--rehearse", "--output", str(output), *options], device)
-    return status, json.loads(output.read_text(encoding="utf-8"))
+    arguments = [suite, "--device", "rehearsal", "--output", str(output), *options]
+    return run.main(arguments, device), json.loads(output.read_text(encoding="utf-8"))
 
 
 def test_a_rehearsal_measures_every_kind_of_case(benchmarks, tmp_path, monkeypatch):
-    import bench_cuda
+    from benchmarks.cases.core import gpu
 
-    kinds = {(case.group, case.variant): case for case in bench_cuda.all_cases()}
-    monkeypatch.setattr(bench_cuda, "all_cases", lambda: list(kinds.values()))
-    status, document = rehearse(bench_cuda.main, tmp_path, "--no-compile")
+    kinds = {(case.group, case.variant): case for case in gpu.all_cases()}
+    monkeypatch.setattr(gpu, "all_cases", lambda: list(kinds.values()))
+    status, document = rehearse("core", tmp_path, "--no-compile")
     assert status == 0
     assert document["rehearsal"]
     assert document["complete"]
@@ -138,10 +139,8 @@ def test_a_rehearsal_measures_every_kind_of_case(benchmarks, tmp_path, monkeypat
 
 
 def test_compiled_contenders_are_rehearsed(benchmarks, tmp_path):
-    import bench_cuda
-
     options = ("--cases", "shapes/hard-backward/float16/16384x1024")
-    status, document = rehearse(bench_cuda.main, tmp_path, *options)
+    status, document = rehearse("core", tmp_path, *options)
     assert status == 0
     contenders = [row["contender"] for row in document["rows"]]
     assert contenders == [
@@ -155,8 +154,7 @@ def test_compiled_contenders_are_rehearsed(benchmarks, tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("no such graph"), torch.OutOfMemoryError("full")])
 def test_a_contender_that_fails_is_left_out_and_said_so(benchmarks, tmp_path, error):
-    import bench_cuda
-    from gpu import Rehearsal
+    from benchmarks.device import Rehearsal
 
     class NoGraphs(Rehearsal):
         def graph_of(self, call, calls):
@@ -169,7 +167,7 @@ def test_a_contender_that_fails_is_left_out_and_said_so(benchmarks, tmp_path, er
     pattern = "launches/hard*/20x10/*graph"
     device = NoGraphs()
     options = ("--no-compile", "--cases", pattern)
-    status, document = rehearse(bench_cuda.main, tmp_path, *options, device=device)
+    status, document = rehearse("core", tmp_path, *options, device=device)
     assert status == 1
     left_out = [(skip["contender"], skip["reason"]) for skip in document["skipped"]]
     assert left_out == [("F.gumbel_softmax", str(error))]
@@ -181,34 +179,33 @@ def test_a_contender_that_fails_is_left_out_and_said_so(benchmarks, tmp_path, er
 def test_a_case_that_fails_is_left_out_and_the_others_are_measured(
     benchmarks, tmp_path, monkeypatch
 ):
-    import bench_cuda
-    from gpu import Rehearsal
+    from benchmarks.cases import core
+    from benchmarks.device import Rehearsal
 
-    check = bench_cuda.check
+    check = core.check
 
     def refuse_bfloat16(case, inputs, function):
         if case.dtype == "bfloat16":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
         check(case, inputs, function)
 
-    monkeypatch.setattr(bench_cuda, "check", refuse_bfloat16)
+    monkeypatch.setattr(core, "check", refuse_bfloat16)
     options = ("--cases", "shapes/index/*x1024*", "--no-compile")
-    status, document = rehearse(bench_cuda.main, tmp_path, *options, device=Rehearsal())
+    status, document = rehearse("core", tmp_path, *options, device=Rehearsal())
     assert status == 1
     assert [skip["reason"] for skip in document["skipped"]] == ["CUDA out of memory. Tried"]
     assert {row["dtype"] for row in document["rows"]} == {"float16", "float32", "float64"}
 
 
 def test_regimes_of_clusters_are_left_out_where_there_are_none(benchmarks, tmp_path):
-    import bench_cuda
-    from gpu import Rehearsal
+    from benchmarks.device import Rehearsal
 
     class Older(Rehearsal):
         def describe(self):
             return {**super().describe(), "compute_capability": "8.0"}
 
     options = ("--no-compile", "--cases", "regimes/*soft-forward/float16")
-    status, document = rehearse(bench_cuda.main, tmp_path, *options, device=Older())
+    status, document = rehearse("core", tmp_path, *options, device=Older())
     assert status == 0
     assert len(document["skipped"]) == 2
     assert all("9.0" in skip["reason"] for skip in document["skipped"])
@@ -218,8 +215,8 @@ def test_regimes_of_clusters_are_left_out_where_there_are_none(benchmarks, tmp_p
 
 
 def test_a_lost_gpu_ends_the_run_with_what_was_measured(benchmarks, tmp_path, monkeypatch):
-    import bench_cuda
-    from gpu import Rehearsal
+    from benchmarks.cases import core
+    from benchmarks.device import Rehearsal
 
     class Lost(Rehearsal):
         lost = False
@@ -229,26 +226,27 @@ def test_a_lost_gpu_ends_the_run_with_what_was_measured(benchmarks, tmp_path, mo
                 raise RuntimeError("unspecified launch failure")
 
     device, cases = Lost(), []
-    check = bench_cuda.check
+    check = core.check
 
     def lose_at_the_third(case, inputs, function):
         cases.append(case)
         device.lost = len(cases) == 3
         check(case, inputs, function)
 
-    monkeypatch.setattr(bench_cuda, "check", lose_at_the_third)
+    monkeypatch.setattr(core, "check", lose_at_the_third)
     options = ("--cases", "launches/index", "--no-compile")
-    status, document = rehearse(bench_cuda.main, tmp_path, *options, device=device)
+    status, document = rehearse("core", tmp_path, *options, device=device)
     assert status == 130
     assert not document["complete"]
     assert len({row["case"] for row in document["rows"]}) == 2
 
 
 def test_a_rehearsal_is_never_written_under_the_name_of_a_result(benchmarks, tmp_path, capsys):
-    import bench_cuda
+    from benchmarks import run
 
+    options = ["--device", "rehearsal", "--output", str(tmp_path / "b.json")]
     with pytest.raises(SystemExit) as stopped:
-        bench_cuda.main(["--rehearse", "--cases", "control", "--output", str(tmp_path / "b.json")])
+        run.main(["core", *options])
     assert stopped.value.code == 2
     assert "must be named so" in capsys.readouterr().err
 
@@ -260,23 +258,24 @@ def test_a_rehearsal_is_never_written_under_the_name_of_a_result(benchmarks, tmp
 def family_rehearsal(tmp_path_factory):
     """JSON of one case of each kind of each page."""
     with imported_benchmarks() as patch:
-        import bench_family_cuda
+        from benchmarks import run
+        from benchmarks.cases import family
 
         def first_of_each_kind(rows):
             kinds = {(case.page, case.called, case.memory): case for case in reversed(every(rows))}
             return list(kinds.values())
 
-        every = bench_family_cuda.all_cases
-        patch.setattr(bench_family_cuda, "all_cases", first_of_each_kind)
+        every = family.gpu_cases
+        patch.setattr(family, "gpu_cases", first_of_each_kind)
         output = tmp_path_factory.mktemp("family") / "rehearsal.json"
-        options = ["--rehearse", "--no-compile", "--output", str(output)]
-        assert bench_family_cuda.main(options) == 0
+        options = ["--device", "rehearsal", "--no-compile", "--output", str(output)]
+        assert run.main(["family", *options]) == 0
     return output
 
 
 def marked_pages():
     texts = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
-    return {page for page, text in texts.items() if f"<!-- family: {page} -->" in text}
+    return {page for page, text in texts.items() if "<!-- begin family: " in text}
 
 
 def test_a_rehearsal_measures_every_page_of_the_family(family_rehearsal):
@@ -293,14 +292,14 @@ def test_a_rehearsal_measures_every_page_of_the_family(family_rehearsal):
 def test_contenders_are_made_on_the_device_and_do_not_wait_for_it(benchmarks, monkeypatch):
     """Tensors on "meta" refuse others, and to be read from the host."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    import bench_family_cuda
+    from benchmarks.cases import family
 
     kinds = {
         (case.page, case.op, case.variant, case.dtype, case.called): case
-        for case in bench_family_cuda.all_cases(lambda rows: rows)
+        for case in family.gpu_cases(lambda rows: rows)
     }
     failed = {}
-    with bench_family_cuda.unvalidated():
+    with family.unvalidated():
         for kind, case in kinds.items():
             for name, call in case.contenders("meta")[0].items():
                 try:
@@ -311,14 +310,12 @@ def test_contenders_are_made_on_the_device_and_do_not_wait_for_it(benchmarks, mo
 
 
 def test_the_family_goes_on_without_a_contender_that_fails(benchmarks, tmp_path, monkeypatch):
-    import bench_family_cuda
-
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch, "multinomial", full)
     options = ("--no-compile", "--cases", "gumbel-max/gumbel_topk/float32/2x64")
-    status, document = rehearse(bench_family_cuda.main, tmp_path, *options)
+    status, document = rehearse("family", tmp_path, *options)
     assert status == 1
     assert document["skipped"] == [
         {
@@ -339,8 +336,8 @@ NOT_YET = "not yet measured"
 
 @pytest.fixture
 def pages(benchmarks, tmp_path):
-    """A copy of README.md and docs/*.md, and a function that runs plot.py on it."""
-    import plot
+    """A copy of README.md and docs/*.md, and a function that makes it anew from results."""
+    from benchmarks import pages
 
     docs = tmp_path / "docs"
     docs.mkdir()
@@ -351,10 +348,8 @@ def pages(benchmarks, tmp_path):
     def run(*options, docs=docs, pictures=False):
         with pytest.MonkeyPatch.context() as patch:
             if not pictures:
-                for picture in ("speed_picture", "memory_picture"):
-                    patch.setattr(plot, picture, lambda result, path: None)
-            patch.setattr(sys, "argv", ["plot.py", "--docs", str(docs), *map(str, options)])
-            return plot.main()
+                patch.setattr(pages, "draw", lambda *results: None)
+            return pages.main(["--docs", str(docs), *map(str, options)])
 
     run.folder = docs
     return run
@@ -364,20 +359,18 @@ def pages(benchmarks, tmp_path):
 def whole_rehearsal(tmp_path_factory):
     """JSON of all of the core's cases, as small as they can be; what compiles runs as it is."""
     with imported_benchmarks() as patch:
-        import bench_cuda
-        import cases
-        import gpu
-        import gpu_run
-        from timing import Budget
+        from benchmarks import device, run
+        from benchmarks.cases.core import case, gpu
+        from benchmarks.timing import Budget
 
-        patch.setattr(gpu_run, "REHEARSED", Budget(0, 1, 1))
-        patch.setattr(bench_cuda, "MOST_REHEARSED", 64)
-        patch.setattr(bench_cuda, "MOST_CLASSES_REHEARSED", 16)
-        patch.setattr(cases, "MOST_INPUTS", 2)
-        patch.setattr(gpu.Rehearsal, "started", lambda self, call, calls: calls)
+        patch.setattr(device.Rehearsal, "full", Budget(0, 1, 1))
+        patch.setattr(gpu, "MOST_REHEARSED", 64)
+        patch.setattr(gpu, "MOST_CLASSES_REHEARSED", 16)
+        patch.setattr(case, "MOST_INPUTS", 2)
+        patch.setattr(device.Rehearsal, "started", lambda self, call, calls: calls)
         patch.setattr(torch, "compile", lambda function, **options: function)
         output = tmp_path_factory.mktemp("whole") / "rehearsal.json"
-        assert bench_cuda.main(["--rehearse", "--output", str(output)]) == 0
+        assert run.main(["core", "--device", "rehearsal", "--output", str(output)]) == 0
     return output
 
 
@@ -460,24 +453,10 @@ def test_a_rehearsal_is_kept_out_of_the_projects_pages(pages, rehearsal, capsys)
         assert "a rehearsal is not for" in capsys.readouterr().err
 
 
-@pytest.fixture
-def family_tables(benchmarks):
-    """family_tables.py with these arguments."""
-    import family_tables
-
-    def run(*options):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["family_tables.py", *map(str, options)])
-            return family_tables.main()
-
-    return run
-
-
-def test_the_familys_pages_show_a_gpu_under_the_cpu(family_tables, family_rehearsal, pages):
-    docs = ("--docs", pages.folder)
+def test_the_familys_pages_show_a_gpu_under_the_cpu(family_rehearsal, pages):
     before = {page: (pages.folder / f"{page}.md").read_text() for page in marked_pages()}
     assert all(f"On a GPU: {NOT_YET}." in text for text in before.values())
-    assert family_tables(family_rehearsal, *docs) == 0
+    assert pages(family_rehearsal) == 0
     document = json.loads(family_rehearsal.read_text(encoding="utf-8"))
     for page, text in before.items():
         made = (pages.folder / f"{page}.md").read_text(encoding="utf-8")
@@ -490,26 +469,28 @@ def test_the_familys_pages_show_a_gpu_under_the_cpu(family_tables, family_rehear
         shown = [row for row in rows if row["contender"] != "Tensor.copy_"]
         assert table.count("\n| ") == len(shown) + 1  # and the ruler
         assert "rehearsal without a GPU" in table
-    assert family_tables(family_rehearsal, *docs, "--check") == 0
-    assert family_tables(*docs, "--check") == 1  # without the rehearsal: not yet measured
+    assert pages(family_rehearsal, "--check") == 0
+    assert pages("--check") == 1  # without the rehearsal: not yet measured
 
 
-def test_the_family_in_one_page(family_tables, family_rehearsal, tmp_path):
-    page = tmp_path / "out" / "family.md"
-    assert family_tables(family_rehearsal, "--page", page) == 0
-    text = page.read_text(encoding="utf-8")
-    headings = {line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")}
-    assert headings == marked_pages()
+def test_pages_that_are_missing_are_made(family_rehearsal, rehearsal, pages, tmp_path):
+    made = tmp_path / "out"
+    assert pages(family_rehearsal, rehearsal, docs=made) == 0
+    assert {page.stem for page in made.glob("*.md")} == marked_pages() | {"benchmarks"}
+    assert "| gumbel_topk" in (made / "gumbel-max.md").read_text(encoding="utf-8")
 
 
-def test_a_rehearsal_is_kept_out_of_the_familys_pages(
-    family_tables, family_rehearsal, monkeypatch, capsys
+def test_a_page_of_the_project_without_a_place_for_its_table_is_an_error(
+    pages, monkeypatch, capsys
 ):
-    assert family_tables(family_rehearsal, "--check") == 2  # which would write nothing even so
-    monkeypatch.setattr(Path, "write_text", None)
-    assert family_tables(family_rehearsal, "--page", ROOT / "docs" / "family.md") == 2
-    assert capsys.readouterr().err.count("a rehearsal is not for") == 2
+    from benchmarks import pages as module
+
+    regions = {"other": lambda result: "", **module.CPU_REGIONS}
+    monkeypatch.setattr(module, "CPU_REGIONS", regions)
+    assert pages("--check", docs=ROOT / "docs") == 2
+    assert "benchmarks.md: the page must have the lines <!-- begin other" in capsys.readouterr().err
 
 
-def test_the_familys_pages_are_what_the_results_say(family_tables, capsys):
-    assert family_tables("--check") == 0, capsys.readouterr().err
+def test_a_rehearsal_is_kept_out_of_the_familys_pages(family_rehearsal, pages, capsys):
+    assert pages(family_rehearsal, "--check", docs=ROOT / "docs") == 2
+    assert "a rehearsal is not for" in capsys.readouterr().err

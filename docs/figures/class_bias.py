@@ -8,13 +8,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from environment import rounded
-from labels import COMPILED, EAGER, GUMBEL_EXT
 from matplotlib.figure import Figure
-from style import GRID, INK, STYLES, heading, legend
 from torch import Tensor
 
 import gumbel_ext
+from benchmarks.environment import rounded
+from benchmarks.labels import COMPILED, EAGER, GUMBEL_EXT
+from benchmarks.style import GRID, INK, STYLES, heading, legend
 
 SEED = 20260
 CLASSES = 8

@@ -3,9 +3,8 @@
 python docs/figures/draw.py [NAME ...] [--out DIRECTORY] [--redraw]
 
 Without names it makes all of them. Each leaves NAME.png and, with seeds and versions, NAME.json;
---redraw draws from the JSON that is there and computes nothing. A table of the numbers goes between
-the lines `<!-- figure: NAME -->` and `<!-- end figure: NAME -->` of figures.md, unless --out says
-where else pictures go.
+--redraw draws from the JSON that is there and computes nothing. A table of the numbers goes into
+the region NAME of figures.md, unless --out says where else pictures go.
 """
 
 from __future__ import annotations
@@ -20,16 +19,17 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(1, str(HERE.parent.parent / "benchmarks"))
+sys.path.insert(1, str(HERE.parent.parent))
 
 import class_bias  # noqa: E402
-import environment  # noqa: E402
 import estimator_error  # noqa: E402
 import gradient_error  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import noise_tail  # noqa: E402
 import samples  # noqa: E402
-import style  # noqa: E402
+
+from benchmarks import environment, style  # noqa: E402
+from benchmarks.pages import with_region  # noqa: E402
 
 PAGE = HERE.parent / "figures.md"
 MODULES = (samples, class_bias, noise_tail, gradient_error, estimator_error)
@@ -56,9 +56,7 @@ def with_table(text: str, name: str, data: dict[str, Any]) -> str:
     """The page with the table of a picture made anew, if the picture has one."""
     if not hasattr(FIGURES[name], "table"):
         return text
-    begin, end = f"<!-- figure: {name} -->", f"<!-- end figure: {name} -->"
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n{FIGURES[name].table(data)}\n{end}{rest.split(end)[1]}"
+    return with_region(text, name, FIGURES[name].table(data), "docs/figures/draw.py")
 
 
 def main() -> None:

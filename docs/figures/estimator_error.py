@@ -11,13 +11,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from environment import rounded
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from style import GRID, heading
 from torch import Tensor
 
 import gumbel_ext
+from benchmarks.environment import rounded
+from benchmarks.style import GRID, heading
 
 SEED = 20265  # of the noise, which all estimators and temperatures share
 INPUTS_SEED = 20266  # of the problems

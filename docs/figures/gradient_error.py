@@ -8,14 +8,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from environment import rounded
-from labels import EAGER, GUMBEL_EXT
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from style import FAINT, GRID, INK, STYLES, heading, legend
 from torch import Tensor
 
 import gumbel_ext
+from benchmarks.environment import rounded
+from benchmarks.labels import EAGER, GUMBEL_EXT
+from benchmarks.style import FAINT, GRID, INK, STYLES, heading, legend
 from gumbel_ext import _reference
 
 SEED = 20262  # of the noise

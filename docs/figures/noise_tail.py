@@ -8,14 +8,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from environment import rounded
-from labels import COMPILED, EAGER, GUMBEL_EXT, RELAXED
 from matplotlib.figure import Figure
-from style import FAINT, GRID, STYLES, heading, legend
 from torch import Tensor
 from torch.distributions.utils import clamp_probs
 
 import gumbel_ext
+from benchmarks.environment import rounded
+from benchmarks.labels import COMPILED, EAGER, GUMBEL_EXT, RELAXED
+from benchmarks.style import FAINT, GRID, STYLES, heading, legend
 
 SEED = 20261
 DTYPES = ("float32", "bfloat16", "float16")

@@ -6,12 +6,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from environment import rounded
-from labels import GUMBEL_EXT
 from matplotlib.figure import Figure
-from style import FAINT, GRID, INK, STYLES, heading
 
 import gumbel_ext
+from benchmarks.environment import rounded
+from benchmarks.labels import GUMBEL_EXT
+from benchmarks.style import FAINT, GRID, INK, STYLES, heading
 
 SEED = 1611_01144
 PROBABILITIES = (0.08, 0.12, 0.30, 0.06, 0.22, 0.15, 0.07)

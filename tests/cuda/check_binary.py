@@ -621,7 +621,7 @@ def table(kernels: list[Kernel], compiler: str) -> str:
         "# The CUDA kernels in figures",
         "",
         f"Written by tests/cuda/check_binary.py from the machine code for sm_90 ({compiler});",
-        "what was measured, by benchmarks/plot.py.",
+        "what was measured, by benchmarks.pages.",
         "How to read it: [kernels-cuda.md](kernels-cuda.md).",
     ]
     columns = (
