@@ -3,7 +3,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "binary_params.h"
+#include "binary_concrete_params.h"
 #include "tensors.h"
 
 namespace gumbel_ext {

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "../concrete_density.h"
+#include "concrete_density_params.h"
+#include "log_softmax_params.h"
 #include "rows_builder.h"
 
 namespace gumbel_ext {

@@ -3,14 +3,15 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "deterministic_params.h"
 #include "rows_builder.h"
+#include "soft_argmax_params.h"
+#include "straight_through_params.h"
 
 namespace gumbel_ext {
 namespace cuda {
 namespace {
 
-static_assert(kMostCoordinates == kMaxCoordinates, "the ops check what kernels can");
+static_assert(kMaxCoordinates == gumbel_ext::kMaxCoordinates, "the ops check what kernels can");
 
 void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 

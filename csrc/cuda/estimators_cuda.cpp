@@ -71,7 +71,7 @@ at::Tensor gumbel_rao_backward_cuda(const at::Tensor& grad, const at::Tensor& lo
     p.random = random_source(std::nullopt, rng_state, on_device);
     p.draws = k;
     p.draws_at_once = kDrawsAtOnce;
-    if (p.classes > gumbel_rao_held(p.type) && k > kDrawsAtOnce) {
+    if (make_gumbel_rao_plan(p.type, p.classes).groups == 0 && k > kDrawsAtOnce) {
       p.sums = p.grad_logits;
       if (element_bytes(p.type) == 2) {
         sums = at::empty({p.rows, p.classes}, logits.options().dtype(at::kFloat));

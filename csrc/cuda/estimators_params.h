@@ -1,7 +1,7 @@
 // What the backwards of the estimators of hard samples' gradients are told.
 #pragma once
 
-#include "concrete_params.h"
+#include "rows_params.h"
 
 namespace gumbel_ext {
 namespace cuda {
@@ -27,12 +27,17 @@ struct GumbelRaoParams : EstimatorParams {
   void* sums;
 };
 
-// Classes that a row may have to stay in registers for all draws; draws whose sums a block has room
-// for.
-constexpr std::int64_t gumbel_rao_held(ElementType type) {
-  return type == ElementType::kFloat64 ? 2048 : 4096;
-}
+// Draws whose sums a block has room for.
 constexpr std::int64_t kDrawsAtOnce = 1024;
+
+// How a row is taken: by a team of that many threads, each of which holds so many groups; none if
+// the row is streamed.
+struct HeldRowPlan {
+  int team, groups;
+};
+constexpr int held_row_groups(ElementType type) { return type == ElementType::kFloat64 ? 2 : 4; }
+HeldRowPlan make_estimator_plan(ElementType type, std::int64_t classes);
+HeldRowPlan make_gumbel_rao_plan(ElementType type, std::int64_t classes);
 
 // Launch on `stream`; return the name of the first CUDA error, or null.
 const char* launch_estimator(Estimator estimator, const EstimatorParams& params, void* stream);

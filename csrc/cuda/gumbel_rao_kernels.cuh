@@ -9,7 +9,7 @@
 // what the rounding of the noise itself comes to.
 #pragma once
 
-#include "estimator_kernels.cuh"
+#include "estimators_kernels.cuh"
 #include "noise.cuh"
 
 namespace gumbel_ext {

@@ -28,20 +28,6 @@ const char* launch(Op op, ElementType type, const Params& params, const Plan& pl
   }
 }
 
-const char* launch_noise(ElementType type, const RandomSource& random,
-                         const PositionGrid& positions, std::int64_t count, void* y, void* stream) {
-  switch (type) {
-    case ElementType::kFloat64:
-      return launch_noise_float64(random, positions, count, y, stream);
-    case ElementType::kFloat32:
-      return launch_noise_float32(random, positions, count, y, stream);
-    case ElementType::kBFloat16:
-      return launch_noise_bfloat16(random, positions, count, y, stream);
-    default:
-      return launch_noise_float16(random, positions, count, y, stream);
-  }
-}
-
 Device current_device() {
   const auto index = c10::cuda::current_device();
   int multiprocessors = 1, major = 0;

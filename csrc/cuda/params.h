@@ -132,15 +132,15 @@ std::int64_t partial_bytes(const Plan& plan, const Params& params);
 
 // Launch the kernels of one call on `stream` (a cudaStream_t). Return the name of the first CUDA
 // error, or null.
-#define GUMBEL_EXT_DECLARE_LAUNCH(type)                                                      \
-  const char* launch_##type(Op op, const Params& params, const Plan& plan, void* stream);    \
-  const char* launch_noise_##type(const RandomSource& random, const PositionGrid& positions, \
-                                  std::int64_t count, void* y, void* stream);
+#define GUMBEL_EXT_DECLARE_LAUNCH(type) \
+  const char* launch_##type(Op op, const Params& params, const Plan& plan, void* stream);
 GUMBEL_EXT_DECLARE_LAUNCH(float64)
 GUMBEL_EXT_DECLARE_LAUNCH(float32)
 GUMBEL_EXT_DECLARE_LAUNCH(bfloat16)
 GUMBEL_EXT_DECLARE_LAUNCH(float16)
 #undef GUMBEL_EXT_DECLARE_LAUNCH
+const char* launch_noise(ElementType type, const RandomSource& random,
+                         const PositionGrid& positions, std::int64_t count, void* y, void* stream);
 const char* launch_topk(ElementType type, const Params& params, const TopKPlan& plan, void* stream);
 const char* launch_positions(const PositionGrid& positions, std::int64_t rows, std::int64_t* out,
                              void* stream);

@@ -1,7 +1,9 @@
-// Which regime a call runs in: every rule about sizes and shapes in one place.
+// Which regime and which team of threads a call runs in: every rule about sizes and shapes of every
+// op in one place.
 #include <algorithm>
 #include <iterator>
 
+#include "estimators_params.h"
 #include "params.h"
 
 namespace gumbel_ext {
@@ -21,7 +23,7 @@ constexpr TeamSize kTeams[] = {
 };
 constexpr TeamSize kPickTeams[] = {{1, 2}, {2, 2}, {4, 2}, {8, 2}, {32, 8}, {256, kAny}};
 // Threads of float64 that may share a multiprocessor at most, for their registers.
-constexpr int kMostFloat64Threads = 256;
+constexpr int kMaxFloat64Threads = 256;
 // Clusters of small blocks first: two on a multiprocessor, one can compute while the other waits.
 constexpr int kClusterThreads[] = {256, 480};
 
@@ -84,7 +86,7 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   const TeamSize* end = pick ? std::end(kPickTeams) : std::end(kTeams);
   for (const TeamSize* size = begin; size != end; ++size) {
     const TeamSize team = *size;
-    if (type == ElementType::kFloat64 && team.threads > kMostFloat64Threads) continue;
+    if (type == ElementType::kFloat64 && team.threads > kMaxFloat64Threads) continue;
     const int held = team.groups == kMost ? most : team.groups;
     if (groups > static_cast<std::int64_t>(team.threads) * held && team.groups != kAny) continue;
     if (team.groups == kAny && leaves_idle(p, device)) return split_row(p, device, group);
@@ -100,7 +102,7 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   }
   if (device.clusters) {
     for (const int threads : kClusterThreads) {
-      if (type == ElementType::kFloat64 && threads > kMostFloat64Threads) continue;
+      if (type == ElementType::kFloat64 && threads > kMaxFloat64Threads) continue;
       for (int cluster = 2; cluster <= 16; cluster *= 2) {
         if (groups <= static_cast<std::int64_t>(cluster) * threads * most) {
           return Plan{Regime::kClusters, threads, most, cluster, 1, 0};
@@ -128,6 +130,34 @@ TopKPlan make_topk_plan(ElementType type, const Params& p, const Device& device)
   plan.bytes =
       (plan.sorts ? rows * p.classes : plan.blocks * rows_of_block * plan.slot) * score_bytes;
   return plan;
+}
+
+int row_team(std::int64_t classes) {
+  if (classes <= 4 * kRowGroup) return 4;
+  return classes <= 1024 ? 32 : 256;
+}
+
+namespace {
+
+// The smallest team whose threads hold a row of so many classes, up to `most` threads.
+HeldRowPlan held_row(ElementType type, std::int64_t classes, int most) {
+  const int groups = held_row_groups(type);
+  for (const int team : {4, 32, 256}) {
+    // Of float64, parts of a warp gain nothing.
+    if (team == 4 && type == ElementType::kFloat64) continue;
+    if (team <= most && classes <= std::int64_t{team} * groups * kRowGroup) return {team, groups};
+  }
+  return {256, 0};
+}
+
+}  // namespace
+
+HeldRowPlan make_estimator_plan(ElementType type, std::int64_t classes) {
+  // Blocks that hold rows of float64 would not have the registers.
+  return held_row(type, classes, type == ElementType::kFloat64 ? 32 : 256);
+}
+HeldRowPlan make_gumbel_rao_plan(ElementType type, std::int64_t classes) {
+  return held_row(type, classes, 256);
 }
 
 PositionGrid merged_positions(std::uint64_t first, int dims, const std::int64_t* size,

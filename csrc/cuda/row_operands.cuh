@@ -3,17 +3,15 @@
 
 #include <type_traits>
 
-#include "concrete_params.h"
 #include "row_view.cuh"
+#include "rows_params.h"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
+using cuda::kRowGroup;
 using cuda::RowOperand;
 using cuda::RowsParams;
-
-// Elements that a thread takes at once: 16 bytes, 8 of a type of 16 bits, 32 of float64.
-constexpr int kRowGroup = 4;
 
 template <class E>
 GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool on_group_boundary(const E* address) {

@@ -7,8 +7,8 @@
 // positions of a hundred thousand would cost a float32 sum the last digits of the result.
 #pragma once
 
-#include "deterministic_params.h"
 #include "row_operands.cuh"
+#include "soft_argmax_params.h"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {

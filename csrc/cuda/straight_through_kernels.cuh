@@ -1,8 +1,8 @@
 // The straight-through softmax without noise: a team of threads a row.
 #pragma once
 
-#include "deterministic_params.h"
 #include "row_operands.cuh"
+#include "straight_through_params.h"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {

@@ -132,7 +132,7 @@ void launch_topk_rows(const Params& p, const cuda::TopKPlan& plan, void* stream)
 }
 
 template <class T>
-const char* launch_topk_of(Params p, const cuda::TopKPlan& plan, void* stream) {
+void launch_topk_of(Params p, const cuda::TopKPlan& plan, void* stream) {
   p.chunk_classes = plan.slot;
   if (plan.sorts) {
     GUMBEL_EXT_LAUNCH((topk_scores_kernel<T>), plan.blocks, 256, stream, p);
@@ -143,7 +143,6 @@ const char* launch_topk_of(Params p, const cuda::TopKPlan& plan, void* stream) {
   } else {
     launch_topk_rows<T, BlockTeam<256>>(p, plan, stream);
   }
-  return launch_error();
 }
 
 }  // namespace GUMBEL_EXT_ISA

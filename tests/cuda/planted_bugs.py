@@ -505,7 +505,7 @@ BUGS = [
     swap("noise of a position: four that begin with a block", "make_four", "static_cast<unsigned>(n & 3)", "0u", program="estimator"),
     swap("noise of a position: the block's second half", "shifted", "(skip & 2) != 0", "false", program="estimator"),
     swap("noise of a position: every other word", "shifted", "(skip & 1) != 0", "false", program="estimator"),
-    swap("rows of two groups each: more classes than the team holds", "with_held_row", "4 * kOfThread", "8 * kOfThread"),
+    swap("rows of two groups each: more classes than the team holds", "held_row", "groups * kRowGroup", "groups * 8", program="estimator"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cuda/launch_binary.cu"
+#include "../../csrc/cuda/binary_concrete_launch.cu"
 #include "kernel_test.h"
 
 namespace {

@@ -8,7 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cuda/launch_concrete.cu"
+#include "../../csrc/cuda/concrete_density_launch.cu"
+#include "../../csrc/cuda/log_softmax_launch.cu"
 #include "row_test.h"
 
 namespace {

@@ -20,9 +20,10 @@
 #include <vector>
 
 #include "../../csrc/cpu/kernels.h"
-#include "../../csrc/cuda/launch_positions.cu"
+#include "../../csrc/cuda/positions_launch.cu"
+#include "gumbel_softmax_launch.cuh"
 #include "kernel_test.h"
-#include "launch.cuh"
+#include "noise_kernels.cuh"
 #include "topk_kernels.cuh"
 
 namespace {

@@ -7,7 +7,8 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cuda/launch_deterministic.cu"
+#include "../../csrc/cuda/soft_argmax_launch.cu"
+#include "../../csrc/cuda/straight_through_launch.cu"
 #include "row_test.h"
 
 namespace {

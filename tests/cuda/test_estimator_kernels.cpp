@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/cuda/launch_estimators.cu"
+#include "../../csrc/cuda/estimators_launch.cu"
 #include "kernel_test.h"
 
 namespace {

@@ -1,7 +1,7 @@
 // The binary concrete sample y = sigmoid((l + L) / tau), its gradient, and its noise alone.
 #pragma once
 
-#include "binary_params.h"
+#include "binary_concrete_params.h"
 #include "noise.cuh"
 
 namespace gumbel_ext {

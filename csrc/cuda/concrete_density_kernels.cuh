@@ -2,6 +2,7 @@
 // concrete_density.cpp has the formulas, and what they become at the boundary.
 #pragma once
 
+#include "concrete_density_params.h"
 #include "row_operands.cuh"
 
 namespace gumbel_ext {

@@ -1,24 +1,13 @@
-// What the kernels of the straight-through softmax and of the soft-argmax are told.
+// What the kernels of the soft-argmax are told.
 #pragma once
 
-#include "concrete_params.h"
+#include "rows_params.h"
 
 namespace gumbel_ext {
 namespace cuda {
 
-// A forward where there is no gradient to write; it does not look at tau.
-struct StraightThroughParams : RowsParams {
-  RowOperand logits;
-  RowOperand mask;      // of bytes; without data, every class is allowed
-  std::int64_t* index;  // [rows]: written by a forward if not null, read by a backward
-  void* y;
-  RowOperand grad;    // of y
-  void* grad_logits;  // written by a backward
-  void* grad_tau;     // [rows] of the type computed in, optional
-};
-
 // Coordinates that a class may have.
-constexpr int kMostCoordinates = 3;
+constexpr int kMaxCoordinates = 3;
 
 // A forward where there is no gradient to write. The temperature of the rows is beta, its inverse.
 struct SoftArgmaxParams : RowsParams {
@@ -36,8 +25,7 @@ struct SoftArgmaxParams : RowsParams {
   void* grad_beta;  // [rows] of the type computed in, optional
 };
 
-// Launch on `stream`; return the name of the first CUDA error, or null.
-const char* launch_straight_through(const StraightThroughParams& params, void* stream);
+// Launches on `stream`; returns the name of the first CUDA error, or null.
 const char* launch_soft_argmax(const SoftArgmaxParams& params, void* stream);
 
 }  // namespace cuda

@@ -1,6 +1,7 @@
 // The log-space sample and its gradient: a team of threads a row.
 #pragma once
 
+#include "log_softmax_params.h"
 #include "row_operands.cuh"
 
 namespace gumbel_ext {
