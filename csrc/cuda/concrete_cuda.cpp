@@ -3,9 +3,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <vector>
-
 #include "../concrete_density.h"
+#include "backward_into.h"
 #include "concrete_density_params.h"
 #include "log_softmax_params.h"
 #include "rows_builder.h"
@@ -16,77 +15,7 @@ namespace {
 
 void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
-// What the kernels read must outlive the launch; the stream orders its memory's next use.
-using Kept = std::vector<at::Tensor>;
-
 // ---- the log-space sample -----------------------------------------------------------------------
-
-// Rows are numbered over two dimensions, which the kernels know: those before `split`, those after.
-struct SampleRows {
-  at::Tensor rows;
-  int64_t split, outer_stride, inner_stride;
-
-  // The split at dim gives positions two strides, the others do for logits that are expanded.
-  SampleRows(const at::Tensor& logits, int64_t dim) : rows(rows_of(logits, dim)), split(dim) {
-    if (rows.size(-1) > 1 && rows.stride(-1) != 1) rows = rows.contiguous();
-    if (strides_at(dim)) return;
-    for (split = 0; split < rows.dim(); ++split) {
-      if (strides_at(split)) return;
-    }
-    rows = rows.contiguous();
-    split = dim;
-    strides_at(split);
-  }
-
-  int64_t outer() const { return c10::multiply_integers(rows.sizes().slice(0, size_of(split))); }
-  int64_t inner() const {
-    return c10::multiply_integers(
-        rows.sizes().slice(size_of(split), size_of(rows.dim() - 1 - split)));
-  }
-
- private:
-  static size_t size_of(int64_t dims) { return static_cast<size_t>(dims); }
-  bool strides_at(int64_t at) {
-    return merges(rows, 0, at, &outer_stride) && merges(rows, at, rows.dim() - 1, &inner_stride);
-  }
-};
-
-void set_mask(Params& p, const at::Tensor& mask, int64_t split, Kept& kept) {
-  at::Tensor rows = mask;
-  if (!merges(rows, 0, split, &p.mask_outer_stride) ||
-      !merges(rows, split, rows.dim() - 1, &p.mask_inner_stride)) {
-    rows = rows.contiguous();
-    merges(rows, 0, split, &p.mask_outer_stride);
-    merges(rows, split, rows.dim() - 1, &p.mask_inner_stride);
-  }
-  p.mask_class_stride = rows.stride(-1);
-  p.mask = static_cast<const std::uint8_t*>(rows.const_data_ptr());
-  kept.push_back(rows);
-}
-
-void set_sample_positions(Params& p, const char* op, const at::Tensor& logits, int64_t dim,
-                          int64_t split, at::OptionalSymIntArrayRef positions, Kept& kept) {
-  const Positions places(logits.sizes(), positions);
-  // The classes at the split; the order of the rows stays.
-  at::DimVector sizes(logits.sizes()), strides(places.strides);
-  if (split != dim) {
-    const int64_t classes = sizes[dim], stride = strides[dim];
-    sizes.erase(sizes.begin() + dim);
-    strides.erase(strides.begin() + dim);
-    sizes.insert(sizes.begin() + split, classes);
-    strides.insert(strides.begin() + split, stride);
-  }
-  PositionGrid grid{};
-  if (!set_positions(p, static_cast<uint64_t>(places.base), static_cast<int>(sizes.size()),
-                     sizes.data(), strides.data(), static_cast<int>(split), &grid)) {
-    return;
-  }
-  const int64_t rows = p.outer * p.inner;
-  kept.push_back(at::empty({rows}, logits.options().dtype(at::kLong)));
-  int64_t* table = kept.back().mutable_data_ptr<int64_t>();
-  p.row_positions = table;
-  check_launch(op, launch_positions(grid, rows, table, current_stream()));
-}
 
 std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_cuda(const at::Tensor& logits, double tau,
                                                            const OptionalTensor& tau_tensor,
@@ -100,31 +29,12 @@ std::tuple<at::Tensor, at::Tensor> gumbel_log_softmax_cuda(const at::Tensor& log
   const auto integers = logits.options().dtype(at::kLong);
   if (logits.numel() == 0) return {at::empty_like(logits), at::zeros({2}, integers)};
   const c10::cuda::CUDAGuard guard(logits.device());
-  RowsOutput log_y(at::empty_like(logits), dim);
-  const at::Tensor used = at::empty({2}, integers);
-  Kept kept;
+  const at::Tensor log_y = at::empty_like(logits), used = at::empty({2}, integers);
   at::Tensor on_device;
-
-  LogSampleParams params{};
-  Params& p = params.rows;
-  p.random = random_source(generator, rng_state, on_device);
-  p.used_state = used.mutable_data_ptr<int64_t>();
-  const SampleRows given(logits, dim);
-  p.logits = given.rows.const_data_ptr();
-  p.outer = given.outer();
-  p.inner = given.inner();
-  p.classes = given.rows.size(-1);
-  check_classes(op, p.classes);
-  p.outer_stride = given.outer_stride;
-  p.inner_stride = given.inner_stride;
-  p.class_stride = 1;
-  if (mask) set_mask(p, classes_last(mask->expand(logits.sizes()), dim), given.split, kept);
-  set_sample_positions(p, op, logits, dim, given.split, positions, kept);
-  kept.push_back(set_tau(p, tau, tau_tensor, logits, dim));
-  params.log_y = log_y.data();
-  check_launch(op, launch_log_sample(element_type(logits.scalar_type()), params, current_stream()));
-  log_y.settle();
-  return {log_y.tensor, used};
+  const RandomSource random = random_source(generator, rng_state, on_device);
+  forward_into(op, Op::kLogSoft, logits, tau, tau_tensor, dim, mask, &random, positions, log_y,
+               std::nullopt, used);
+  return {log_y, used};
 }
 
 // ---- its gradient -------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ namespace cuda {
 struct DensityParams : RowsParams {
   bool log_space;
   RowOperand value, logits;
-  void* density;  // [rows] of the type computed in: written by a forward
-  // Those of a backward. Gradients are of the type computed in where `wide`, else of the inputs'.
-  const void* grad;   // [rows] of the type computed in
+  void* density;  // [rows] of the accumulate type: written by a forward
+  // A backward's operands. Gradients are of the accumulate type where `wide`, else of the inputs'.
+  const void* grad;   // [rows] of the accumulate type
   void* grad_value;   // optional
   void* grad_logits;  // optional
-  void* grad_tau;     // [rows] of the type computed in, optional
+  void* grad_tau;     // [rows] of the accumulate type, optional
   bool wide_grad_value, wide_grad_logits;
 };
 

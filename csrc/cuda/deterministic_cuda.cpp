@@ -3,6 +3,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "backward_into.h"
 #include "rows_builder.h"
 #include "soft_argmax_params.h"
 #include "straight_through_params.h"
@@ -29,18 +30,10 @@ std::tuple<at::Tensor, at::Tensor> straight_through_softmax_cuda(
   const at::Tensor index = return_index ? at::empty_symint(shape_without(logits, dim), integers)
                                         : at::empty({0}, integers);
   if (logits.numel() == 0) return {at::empty_like(logits), index.fill_(-1)};
-  RowsOutput y(at::empty_like(logits), dim);
-
-  StraightThroughParams p{};
-  RowsBuilder builder(p, op, logits, dim, /*tau=*/1.0, std::nullopt);
-  builder.add(p.logits, logits);
-  if (mask) builder.add(p.mask, mask->expand(logits.sizes()));
-  builder.finish();
-  if (return_index) p.index = index.mutable_data_ptr<int64_t>();
-  p.y = y.data();
-  check_launch(op, launch_straight_through(p, current_stream()));
-  y.settle();
-  return {y.tensor, index};
+  const at::Tensor y = at::empty_like(logits);
+  forward_into(op, Op::kHard, logits, 1.0, std::nullopt, dim, mask, /*random=*/nullptr,
+               std::nullopt, y, return_index ? OptionalTensor(index) : std::nullopt, std::nullopt);
+  return {y, index};
 }
 
 std::tuple<at::Tensor, at::Tensor> straight_through_softmax_backward_cuda(
@@ -61,10 +54,10 @@ std::tuple<at::Tensor, at::Tensor> straight_through_softmax_backward_cuda(
   if (mask) builder.add(p.mask, mask->expand(logits.sizes()));
   builder.add(p.grad, grad);
   builder.finish();
-  p.index = const_cast<int64_t*>(of_rows.const_data_ptr<int64_t>());
+  p.index = of_rows.const_data_ptr<int64_t>();
   p.grad_logits = out.data();
   if (tau_grad) p.grad_tau = grad_tau.mutable_data_ptr();
-  check_launch(op, launch_straight_through(p, current_stream()));
+  check_launch(op, launch_straight_through_backward(p, current_stream()));
   out.settle();
   return {out.tensor, grad_tau};
 }

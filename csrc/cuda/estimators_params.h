@@ -13,7 +13,7 @@ struct EstimatorParams : RowsParams {
   RowOperand mask;            // of bytes; data may be null
   const std::int64_t* index;  // [rows]: the chosen class, or -1 of a row that the mask forbids
   void* grad_logits;          // [rows, classes]
-  // Of kGapped, a positive normal number of the type computed in; 0: that of the row, by the
+  // The gap of kGapped, a positive normal number of the accumulate type; 0: each row's own, by the
   // probability of its class.
   double gap;
   float gap_float32;
@@ -22,7 +22,7 @@ struct EstimatorParams : RowsParams {
 struct GumbelRaoParams : EstimatorParams {
   RandomSource random;
   std::int64_t draws, draws_at_once;  // of a row that is not held; at most kDrawsAtOnce
-  // [rows, classes] of the type computed in: sums over draws, where not all are made at once. May
+  // [rows, classes] of the accumulate type: sums over draws, where not all are made at once. May
   // be grad_logits, if that is of the type. Null: there are few enough draws.
   void* sums;
 };

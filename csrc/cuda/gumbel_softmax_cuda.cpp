@@ -244,6 +244,12 @@ class Call {
     p.mask_inner_stride = l.inner_stride;
   }
 
+  void set_no_noise() {
+    gumbel_ext::cuda::set_no_noise(p);
+    gumbel_ext::cuda::set_no_noise(planned_);
+    rows_need_positions_ = false;
+  }
+
   void run(Op op) {
     if (rows_need_positions_) write_row_positions();
     Device device = current_device();
@@ -312,23 +318,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cuda(
   const c10::cuda::CUDAGuard guard(logits.device());
   at::Tensor used = at::empty({2}, integers), y = at::empty_like(logits), on_device;
   const RandomSource random = random_source(generator, rng_state, on_device);
-  const OptionalTensor taus = tau_of_rows(tau_tensor, logits, dim),
-                       allowed = expanded(mask, logits.sym_sizes());
-  Pieces pieces(logits, dim, positions);
-  do {
-    const at::Tensor part = pieces.logits(), y_part = pieces.of(y);
-    Call call(op, part, dim, pieces);
-    const at::Tensor x = call.input(part), out = call.output(y_part);
-    call.p.random = random;
-    call.p.logits = x.const_data_ptr();
-    call.p.y = out.mutable_data_ptr();
-    if (return_index) call.p.index = pieces.of(index).mutable_data_ptr<int64_t>();
-    if (pieces.first()) call.p.used_state = used.mutable_data_ptr<int64_t>();
-    call.set_tau(tau, tau_of(pieces, taus));
-    call.set_mask(part_of(pieces, allowed));
-    call.run(hard ? Op::kHard : Op::kSoft);
-    settle(y_part, out);
-  } while (pieces.next());
+  forward_into(op, hard ? Op::kHard : Op::kSoft, logits, tau, tau_tensor, dim, mask, &random,
+               positions, y, return_index ? OptionalTensor(index) : std::nullopt, used);
   return {y, index, used};
 }
 
@@ -347,18 +338,8 @@ at::Tensor gumbel_argmax_cuda(const at::Tensor& logits, int64_t dim, bool keepdi
     const c10::cuda::CUDAGuard guard(logits.device());
     at::Tensor on_device;
     const RandomSource random = random_source(generator, rng_state, on_device);
-    const OptionalTensor allowed = expanded(mask, logits.sym_sizes());
-    Pieces pieces(logits, dim, positions);
-    do {
-      const at::Tensor part = pieces.logits();
-      Call call(op, part, dim, pieces);
-      call.p.random = random;
-      call.p.logits = call.input(part).const_data_ptr();
-      call.p.index = pieces.of(index).mutable_data_ptr<int64_t>();
-      call.set_tau(1.0, std::nullopt);
-      call.set_mask(part_of(pieces, allowed));
-      call.run(Op::kIndexOnly);
-    } while (pieces.next());
+    forward_into(op, Op::kIndexOnly, logits, 1.0, std::nullopt, dim, mask, &random, positions,
+                 std::nullopt, index, std::nullopt);
   }
   return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
 }
@@ -486,6 +467,38 @@ at::Tensor noise_at_cuda(const at::Tensor& like, const at::Tensor& position,
 }
 
 }  // namespace
+
+void forward_into(const char* name, Op op, const at::Tensor& logits, double tau,
+                  const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+                  const RandomSource* random, at::OptionalSymIntArrayRef positions,
+                  const OptionalTensor& y, const OptionalTensor& index,
+                  const OptionalTensor& used_state) {
+  const OptionalTensor taus = tau_of_rows(tau_tensor, logits, dim),
+                       allowed = expanded(mask, logits.sym_sizes());
+  Pieces pieces(logits, dim, positions);
+  do {
+    const at::Tensor part = pieces.logits();
+    Call call(name, part, dim, pieces);
+    const at::Tensor x = call.input(part);
+    call.p.logits = x.const_data_ptr();
+    const OptionalTensor y_part = part_of(pieces, y);
+    const at::Tensor out = y ? call.output(*y_part) : at::Tensor();
+    if (y) call.p.y = out.mutable_data_ptr();
+    if (index) call.p.index = pieces.of(*index).mutable_data_ptr<int64_t>();
+    if (random == nullptr) {
+      call.set_no_noise();
+    } else {
+      call.p.random = *random;
+      if (used_state && pieces.first()) {
+        call.p.used_state = used_state->mutable_data_ptr<int64_t>();
+      }
+    }
+    call.set_tau(tau, tau_of(pieces, taus));
+    call.set_mask(part_of(pieces, allowed));
+    call.run(op);
+    if (y) settle(*y_part, out);
+  } while (pieces.next());
+}
 
 at::Tensor backward_into(const char* name, Op op, const at::Tensor& grad,
                          const at::Tensor& logits_or_y, const at::Tensor& index, double tau,

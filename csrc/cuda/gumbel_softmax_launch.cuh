@@ -19,7 +19,10 @@ void launch_rows(Op op, const Params& p, const Plan& plan, void* stream) {
   constexpr int kThreads = Team::kBlockThreads;
   switch (op) {
     case Op::kSoft:
-      GUMBEL_EXT_LAUNCH((soft_rows_kernel<T, Team, kGroups>), grid, kThreads, stream, p);
+      GUMBEL_EXT_LAUNCH((soft_rows_kernel<T, Team, kGroups, false>), grid, kThreads, stream, p);
+      break;
+    case Op::kLogSoft:
+      GUMBEL_EXT_LAUNCH((soft_rows_kernel<T, Team, kGroups, true>), grid, kThreads, stream, p);
       break;
     case Op::kBackward:
       GUMBEL_EXT_LAUNCH((backward_rows_kernel<T, Team, kGroups>), grid, kThreads, stream, p);
@@ -55,7 +58,7 @@ void launch_rows_of(Op op, const Params& p, const Plan& plan, void* stream) {
         return launch_pick<T, BlockTeam<256>, kStreamBatch<T>>(p, plan, stream);
     }
   }
-  constexpr int kMost = cuda::held_groups(sizeof(T));
+  constexpr int kMax = cuda::held_groups(sizeof(T));
   switch (plan.team) {
     case 1:
       return launch_rows<T, LaneTeam<1>, 1>(op, p, plan, stream);
@@ -68,33 +71,37 @@ void launch_rows_of(Op op, const Params& p, const Plan& plan, void* stream) {
     case 32:
       if (plan.groups == 1) return launch_rows<T, LaneTeam<32>, 1>(op, p, plan, stream);
       if (plan.groups == 2) return launch_rows<T, LaneTeam<32>, 2>(op, p, plan, stream);
-      return launch_rows<T, LaneTeam<32>, kMost>(op, p, plan, stream);
+      return launch_rows<T, LaneTeam<32>, kMax>(op, p, plan, stream);
     case 128:
-      return launch_rows<T, BlockTeam<128>, kMost>(op, p, plan, stream);
+      return launch_rows<T, BlockTeam<128>, kMax>(op, p, plan, stream);
     case 256:
-      return launch_rows<T, BlockTeam<256>, kMost>(op, p, plan, stream);
+      return launch_rows<T, BlockTeam<256>, kMax>(op, p, plan, stream);
     default:
-      if constexpr (sizeof(T) < 8) launch_rows<T, BlockTeam<480>, kMost>(op, p, plan, stream);
+      if constexpr (sizeof(T) < 8) launch_rows<T, BlockTeam<480>, kMax>(op, p, plan, stream);
   }
 }
 
 template <class T, class Team>
 void launch_clusters(Op op, const Params& p, const Plan& plan, void* stream) {
-  constexpr int kMost = cuda::held_groups(sizeof(T));
+  constexpr int kMax = cuda::held_groups(sizeof(T));
   const int most_rows = (1 << 30) / plan.cluster;
   const std::int64_t rows = p.outer * p.inner;
   const int grid = static_cast<int>(rows < most_rows ? rows : most_rows) * plan.cluster;
   switch (op) {
     case Op::kSoft:
-      GUMBEL_EXT_LAUNCH_CLUSTER((soft_rows_kernel<T, Team, kMost>), grid, Team::kBlockThreads,
+      GUMBEL_EXT_LAUNCH_CLUSTER((soft_rows_kernel<T, Team, kMax, false>), grid, Team::kBlockThreads,
+                                plan.cluster, stream, p);
+      break;
+    case Op::kLogSoft:
+      GUMBEL_EXT_LAUNCH_CLUSTER((soft_rows_kernel<T, Team, kMax, true>), grid, Team::kBlockThreads,
                                 plan.cluster, stream, p);
       break;
     case Op::kBackward:
-      GUMBEL_EXT_LAUNCH_CLUSTER((backward_rows_kernel<T, Team, kMost>), grid, Team::kBlockThreads,
+      GUMBEL_EXT_LAUNCH_CLUSTER((backward_rows_kernel<T, Team, kMax>), grid, Team::kBlockThreads,
                                 plan.cluster, stream, p);
       break;
     default:
-      GUMBEL_EXT_LAUNCH_CLUSTER((backward_recompute_rows_kernel<T, Team, kMost>), grid,
+      GUMBEL_EXT_LAUNCH_CLUSTER((backward_recompute_rows_kernel<T, Team, kMax>), grid,
                                 Team::kBlockThreads, plan.cluster, stream, p);
   }
 }
@@ -112,7 +119,11 @@ template <class T>
 void launch_stream_of(Op op, const Params& p, void* stream) {
   const int grid = grid_size(p.outer * p.inner);
   if (op == Op::kSoft) {
-    GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kWhole>), grid, kStreamThreads, stream, p);
+    GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kWhole, false>), grid, kStreamThreads, stream,
+                      p);
+  } else if (op == Op::kLogSoft) {
+    GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kWhole, true>), grid, kStreamThreads, stream,
+                      p);
   } else {
     GUMBEL_EXT_LAUNCH((backward_stream_kernel<T, Phase::kWhole>), grid, kStreamThreads, stream, p);
   }
@@ -124,8 +135,16 @@ void launch_split_of(Op op, const Params& p, void* stream) {
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(p.chunks));
   switch (op) {
     case Op::kSoft:
-      GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kPartial>), grid, kStreamThreads, stream, p);
-      GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kFinish>), grid, kStreamThreads, stream, p);
+    case Op::kLogSoft:
+      GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kPartial, false>), grid, kStreamThreads,
+                        stream, p);
+      if (op == Op::kSoft) {
+        GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kFinish, false>), grid, kStreamThreads,
+                          stream, p);
+      } else {
+        GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kFinish, true>), grid, kStreamThreads,
+                          stream, p);
+      }
       break;
     case Op::kBackward:
       GUMBEL_EXT_LAUNCH((backward_stream_kernel<T, Phase::kPartial>), grid, kStreamThreads, stream,
@@ -146,7 +165,10 @@ void launch_columns_of(Op op, const Params& p, void* stream) {
   constexpr int kThreads = 32 * kWarps;
   switch (op) {
     case Op::kSoft:
-      GUMBEL_EXT_LAUNCH((soft_columns_kernel<T, kWarps>), grid, kThreads, stream, p);
+      GUMBEL_EXT_LAUNCH((soft_columns_kernel<T, kWarps, false>), grid, kThreads, stream, p);
+      break;
+    case Op::kLogSoft:
+      GUMBEL_EXT_LAUNCH((soft_columns_kernel<T, kWarps, true>), grid, kThreads, stream, p);
       break;
     case Op::kBackward:
       GUMBEL_EXT_LAUNCH((backward_columns_kernel<T, kWarps>), grid, kThreads, stream, p);

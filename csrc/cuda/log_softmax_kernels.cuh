@@ -1,4 +1,5 @@
-// The log-space sample and its gradient: a team of threads a row.
+// The gradient of the log-space sample: a team of threads a row. The sample itself is a form of the
+// soft one.
 #pragma once
 
 #include "log_softmax_params.h"
@@ -8,168 +9,20 @@ namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
 using cuda::LogGradientParams;
-using cuda::LogSampleParams;
-
-// Where the logits of a row lie, and where its results go: two views of the same groups.
-struct LogSampleRow {
-  RowView logits, log_y;
-
-  template <class T>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static LogSampleRow of(const LogSampleParams& p,
-                                                                  std::int64_t row) {
-    LogSampleRow r;
-    r.logits = RowView::of<T>(p.rows, row);
-    r.log_y = r.logits;
-    r.log_y.offset = r.logits.row * p.rows.classes;
-    const T* first = static_cast<const T*>(p.log_y) + (r.log_y.offset - r.log_y.lead);
-    r.log_y.vector = reinterpret_cast<std::uintptr_t>(first) % 16 == 0;
-    return r;
-  }
-};
-
-// log y = distance - shift, `distance` from the largest and over tau; or `fill` in a row that has
-// no such values.
-template <class Scalar>
-struct LogSampleResult {
-  Scalar top, inverse_tau, shift, fill;
-  bool filled;
-
-  template <int count>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void turn(Scalar (&z)[count]) const {
-#pragma unroll
-    for (int v = 0; v < count; ++v) {
-      z[v] = filled ? fill : add(multiply(add(z[v], -top), inverse_tau), -shift);
-    }
-  }
-};
-
-template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar fill_of(RowKind kind) {
-  return kind == RowKind::kForbidden ? -infinity<Scalar>() : quiet_nan<Scalar>();
-}
-
-// Rows that stay in registers: noise is made once.
-template <class T, class Team, int kGroups>
-GUMBEL_EXT_KERNEL(Team::kBlockThreads, resident_threads<T>(kGroups* Element<T>::kGroup))
-log_sample_rows_kernel(const GUMBEL_EXT_CONSTANT LogSampleParams p) {
-  using Scalar = typename Element<T>::Scalar;
-  constexpr int kGroup = Element<T>::kGroup;
-  Team team;
-  const RandomState state = read_state(p.rows.random);
-  record_state(state, p.rows.used_state);
-  NoiseSource noise(state);
-  const std::int64_t rows = p.rows.outer * p.rows.inner;
-  for (std::int64_t first = team.first_row(); first < rows; first += team.row_step()) {
-    const LogSampleRow row = LogSampleRow::of<T>(p, first + team.row_in_block());
-    RawGroup<T> logits[kGroups];
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-      logits[k].load(p.rows.logits, row.logits,
-                     GroupSpan::of<T>(row.logits, team.rank() + k * team.threads()),
-                     narrowed<T>(-infinity<Scalar>()));
-    }
-    Scalar z[kGroups][kGroup], top = -infinity<Scalar>();
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-      noisy_group(p.rows, row.logits,
-                  GroupSpan::of<T>(row.logits, team.rank() + k * team.threads()), logits[k], noise,
-                  z[k]);
-      // A NaN is never larger. It comes to light in the sum.
-#pragma unroll
-      for (int v = 0; v < kGroup; ++v) top = Larger()(top, z[k][v]);
-    }
-    top = team.reduce(top, Larger());
-    const InverseTau<Scalar> tau = inverse_tau<Scalar>(p.rows, row.logits.row);
-    Scalar sum = 0;
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-#pragma unroll
-      for (int v = 0; v < kGroup; ++v) {
-        sum = add(sum, power_of_two(multiply(add(z[k][v], -top), tau.exponent_scale)));
-      }
-    }
-    sum = team.reduce(sum, Sum());
-    LogSampleResult<Scalar> result{top, tau.inverse, natural_log(sum), 0, sum != sum};
-    if (team.any(result.filled)) {
-      int ignored = kNoIndex;
-      result.fill = fill_of<Scalar>(settle_row<T>(team, p.rows, row.logits, &ignored));
-    }
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-      result.turn(z[k]);
-      store_group<T>(p.log_y, row.log_y,
-                     GroupSpan::of<T>(row.log_y, team.rank() + k * team.threads()), z[k]);
-    }
-  }
-}
-
-// Rows of any length: read twice, and their noise made twice.
-template <class T>
-GUMBEL_EXT_KERNEL(256, resident_threads<T>(Element<T>::kGroup))
-log_sample_stream_kernel(const GUMBEL_EXT_CONSTANT LogSampleParams p) {
-  using Scalar = typename Element<T>::Scalar;
-  constexpr int kGroup = Element<T>::kGroup;
-  BlockTeam<256> team;
-  const RandomState state = read_state(p.rows.random);
-  record_state(state, p.rows.used_state);
-  NoiseSource noise(state);
-  const std::int64_t rows = p.rows.outer * p.rows.inner;
-  for (std::int64_t r = team.first_row(); r < rows; r += team.row_step()) {
-    const LogSampleRow row = LogSampleRow::of<T>(p, r);
-    const InverseTau<Scalar> tau = inverse_tau<Scalar>(p.rows, r);
-    const MergeSums<Scalar> merge{tau.exponent_scale};
-    RunningSum<Scalar> total{Best<Scalar>::none(), Scalar(0)};
-    for_noisy_groups<T, 1>(
-        team, p.rows, row.logits, 0, row.logits.groups, noise,
-        [&](const GroupSpan& span, const Scalar(&z)[kGroup]) {
-          const RunningSum<Scalar> before = total;
-          take_group(z, span.c, total.best);
-          if (total.best.index != before.best.index) {
-            total.sum = merge.rescaled(before, total.best.value);
-          }
-          // With nothing above -inf yet the differences would be NaN.
-          if (total.best.value == -infinity<Scalar>()) return;
-#pragma unroll
-          for (int v = 0; v < kGroup; ++v) {
-            total.sum =
-                add(total.sum,
-                    power_of_two(multiply(add(z[v], -total.best.value), tau.exponent_scale)));
-          }
-        });
-    total = team.reduce(total, merge);
-    LogSampleResult<Scalar> result{
-        total.best.value, tau.inverse, natural_log(total.sum), 0,
-        !(total.sum < infinity<Scalar>()) || total.best.index == kNoIndex};
-    if (result.filled) {
-      int ignored = kNoIndex;
-      result.fill = fill_of<Scalar>(settle_row<T>(team, p.rows, row.logits, &ignored));
-    }
-    for_noisy_groups<T, 1>(team, p.rows, row.logits, 0, row.logits.groups, noise,
-                           [&](const GroupSpan& span, Scalar(&z)[kGroup]) {
-                             GroupSpan there = span;
-                             there.vector =
-                                 row.log_y.vector && span.c >= 0 && span.c <= span.classes - kGroup;
-                             result.turn(z);
-                             store_group<T>(p.log_y, row.log_y, there, z);
-                           });
-  }
-}
 
 // What the gradient sums over a row, in one pass: the likeliest class, and sums over the others.
 template <class Scalar>
 struct LogGradientSums {
   Best<Scalar> best;   // of log y
-  Scalar grad;         // of that class
+  Scalar grad;         // of the likeliest class
   Scalar rest, grads;  // of the others: y, and their gradients
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static LogGradientSums none() {
-    return {Best<Scalar>::none(), 0, 0, 0};
-  }
+  GUMBEL_EXT_DEVICE static LogGradientSums none() { return {Best<Scalar>::none(), 0, 0, 0}; }
 };
 struct MergeLogGradients {
   template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY LogGradientSums<Scalar> operator()(
-      const LogGradientSums<Scalar>& a, const LogGradientSums<Scalar>& b) const {
+  GUMBEL_EXT_DEVICE LogGradientSums<Scalar> operator()(const LogGradientSums<Scalar>& a,
+                                                       const LogGradientSums<Scalar>& b) const {
     const Best<Scalar> best = BetterOf()(a.best, b.best);
     const bool a_wins = best.index == a.best.index;
     const Scalar beaten = a_wins ? b.best.value : a.best.value;

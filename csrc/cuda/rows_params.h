@@ -20,11 +20,11 @@ struct RowOperand {
 };
 
 struct RowsParams {
-  ElementType type;  // of the inputs, where they are not said to be of the type computed in
+  ElementType type;  // of inputs that are not said to be of the accumulate type
   std::int64_t rows, classes;
   int dims;
   std::int64_t size[kRowDims];
-  const void* tau;   // [rows] of the type computed in, optional; positive and finite, else its row
+  const void* tau;   // [rows] of the accumulate type, optional; positive and finite, else its row
                      // is NaN
   double tau_value;  // used without it
   float tau_float32;

@@ -13,16 +13,16 @@ constexpr int kMaxCoordinates = 3;
 struct SoftArgmaxParams : RowsParams {
   RowOperand logits;
   int coordinates;
-  const void* positions;  // [coordinates, classes] of the type computed in, around 0
+  const void* positions;  // [coordinates, classes] of the accumulate type, around 0
   const double* middle;   // [coordinates]: what was taken off them
-  void* expected;         // [rows, coordinates] of the type computed in: written by a forward
+  void* expected;         // [rows, coordinates] of the accumulate type: written by a forward
   // [rows, 3 + coordinates]: the likeliest class, its logit, the sum of the weights relative to it,
   // and for each coordinate the expected position less that of the class. Written by a forward,
   // read by a backward.
   double* state;
   const void* grad;  // of expected
   void* grad_logits;
-  void* grad_beta;  // [rows] of the type computed in, optional
+  void* grad_beta;  // [rows] of the accumulate type, optional
 };
 
 // Launches on `stream`; returns the name of the first CUDA error, or null.

@@ -1,22 +1,15 @@
-// The kernels of the straight-through softmax, of both accumulate types.
+// The kernel of the straight-through softmax's gradient, of both accumulate types.
 #include "row_launch.cuh"
 #include "straight_through_kernels.cuh"
 
 namespace gumbel_ext {
 namespace cuda {
 
-const char* launch_straight_through(const StraightThroughParams& params, void* stream) {
+const char* launch_straight_through_backward(const StraightThroughParams& params, void* stream) {
   with_row_kernel(params, [&](auto scalar, auto team) {
-    using Scalar = decltype(scalar);
     using Team = decltype(team);
-    const int grid = rows_grid<Team>(params.rows);
-    if (params.grad_logits == nullptr) {
-      GUMBEL_EXT_LAUNCH((straight_through_kernel<Scalar, Team>), grid, Team::kBlockThreads, stream,
-                        params);
-    } else {
-      GUMBEL_EXT_LAUNCH((straight_through_backward_kernel<Scalar, Team>), grid, Team::kBlockThreads,
-                        stream, params);
-    }
+    GUMBEL_EXT_LAUNCH((straight_through_backward_kernel<decltype(scalar), Team>),
+                      rows_grid<Team>(params.rows), Team::kBlockThreads, stream, params);
   });
   return launch_error();
 }

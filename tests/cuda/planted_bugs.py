@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = Path("csrc", "cuda")
 # The programs whose tests bugs show in, tests/cuda/test_NAME_kernels.cpp: a bug in the first that
 # includes its file.
-PROGRAMS = ("cuda", "binary", "concrete", "deterministic", "estimator")
+PROGRAMS = ("gumbel_softmax", "binary_concrete", "concrete", "deterministic", "estimators")
 # Where a bug in a file shows; the others show everywhere.
 REGIMES = {
     "stream_kernels.cuh": "stream,split",
@@ -344,18 +344,15 @@ BUGS = [
     *(drop(f"the state of a sample is not recorded, {kernel}", kernel, "record_state(state, p.used_state);") for kernel in ("binary_kernel", "binary_positions_kernel")),
     swap("any one stride is taken for consecutive noise of samples", "launch_binary_of", "positions.dims == 1 && positions.stride[0] == 1", "positions.dims == 1"),
     Bug("samples' positions taken for consecutive ones", "launch_binary_of", "if (!consecutive)", "if (!consecutive && !BUG)"),
-    Bug("logistic noise upside down", "LogisticLaw::of_tail", "return upper ? -odds : odds;", "return upper != BUG ? -odds : odds;", program="binary"),
-    swap("logistic noise forgets 1 - v", "LogisticLaw::of_tail", "add(log2_approximate(tail.v), -log2_approximate(add(1.0f, -tail.v)))", "log2_approximate(tail.v)", program="binary"),
-    # ---- the log-space sample and its gradient
-    swap("log sample: teams of rows that begin amid a group", "launch_log_sample_of", "(from_start ? 0 : kGroup - 1)", "0"),
-    swap("log sample: results written where logits are read", "LogSampleRow::of", "r.logits.row * p.rows.classes", "r.logits.offset"),
-    swap("log sample: vectors written off their boundary", "LogSampleRow::of", "reinterpret_cast<std::uintptr_t>(first) % 16 == 0", "true"),
-    swap("log sample: vectors written past a streamed row", "log_sample_stream_kernel", "span.c <= span.classes - kGroup", "true"),
-    swap("log sample: the largest is not subtracted", "LogSampleResult::turn", "multiply(add(z[v], -top), inverse_tau)", "multiply(z[v], inverse_tau)"),
-    swap("log sample: forbidden rows are NaN", "fill_of", "kind == RowKind::kForbidden", "false"),
-    swap("log sample: NaN of a held row passes", "log_sample_rows_kernel", "sum != sum", "false"),
-    swap("log sample: streamed rows without a class", "log_sample_stream_kernel", "total.best.index == kNoIndex", "false"),
-    drop("log sample: exponentials of -inf less -inf", "log_sample_stream_kernel", "if (total.best.value == -infinity<Scalar>()) return;"),
+    Bug("logistic noise upside down", "LogisticLaw::of_tail", "return upper ? -odds : odds;", "return upper != BUG ? -odds : odds;", program="binary_concrete"),
+    swap("logistic noise forgets 1 - v", "LogisticLaw::of_tail", "add(log2_approximate(tail.v), -log2_approximate(add(1.0f, -tail.v)))", "log2_approximate(tail.v)", program="binary_concrete"),
+    # ---- soft samples' two forms, and calls without noise
+    swap("log sample: the sum is not taken off", "share_of", "natural_log(sum)", "Scalar(0)"),
+    swap("log sample: forbidden rows have probability 1", "fill_of", "-infinity<Scalar>()", "Scalar(0)"),
+    swap("log sample: the largest is not subtracted", "result_of", "multiply(distance, tau.inverse)", "multiply(z, tau.inverse)"),
+    Bug("log sample: exponentials take the place of scores", "exponentiate", "if (kInPlace)", "if (kInPlace || BUG)"),
+    *(swap(f"noise although there is none, {where}", where, "p.position_class_stride != cuda::kNoNoise", "true") for where in ("noisy_group", "noisy_columns")),
+    # ---- the log-space sample's gradient
     swap("log gradient: a number beats the likeliest", "MergeLogGradients::operator", "best.index == a.best.index", "true"),
     swap("log gradient: the beaten class has no probability", "MergeLogGradients::operator", "exp_nonpositive(beaten)", "Scalar(0)"),
     swap("log gradient: impossible classes have gradients", "log_gradient_kernel", "absent ? Scalar(0) : multiply(dz[v], inverse)", "multiply(dz[v], inverse)"),
@@ -407,21 +404,15 @@ BUGS = [
     swap("density: every thread of a team writes", "density_kernel", "team.rank() == 0 && row.exists", "row.exists"),
     swap("density: a row that does not exist writes", "density_kernel", "team.rank() == 0 && row.exists", "team.rank() == 0"),
     Bug("density: every thread of a team writes dtau", "density_gradients", "if (team.rank() != 0 || !row.exists) return;", "if ((!BUG && team.rank() != 0) || !row.exists) return;"),
-    # ---- the straight-through softmax without noise
+    # ---- the best of rows of operands, and the straight-through softmax's gradient
     swap("first best: ties of a thread to the later class", "take_first_best", "!(z[v] <= best.value) && !best.is_nan()", "!(z[v] < best.value) && !best.is_nan()", program="deterministic"),
     swap("first best: a number displaces a NaN", "take_first_best", "!(z[v] <= best.value) && !best.is_nan()", "!(z[v] <= best.value)", program="deterministic"),
     swap("first best: a NaN is passed over", "take_first_best", "!(z[v] <= best.value) && !best.is_nan()", "z[v] > best.value", program="deterministic"),
     Bug("straight-through: the mask is ignored", "ScoreRow::of", "if (p.mask.data != nullptr) {", "if (!BUG && p.mask.data != nullptr) {"),
     swap("straight-through: the mask's classes are neighbours", "allows", "allowed[c * class_stride] != 0", "allowed[c] != 0"),
     swap("straight-through: the mask is read past the row", "ScoreRow::load", "v < classes - c && !allows(c + v)", "!allows(c + v)"),
-    swap("straight-through: rows of -inf have no class", "straight_through_kernel", "nothing && index >= 0", "false"),
-    swap("straight-through: NaN rows are one-hot", "straight_through_kernel", "best.is_nan()", "false"),
-    Bug("straight-through: a slow row diverges from the rest of its warp", "straight_through_kernel", "if (team.any(nothing)) {", "if (BUG ? nothing : team.any(nothing)) {"),
-    swap("straight-through: forbidden rows have a class", "straight_through_kernel", "allowed == kNoIndex ? -1 : allowed", "allowed == kNoIndex ? 0 : allowed"),
-    swap("straight-through: the last allowed class", "straight_through_kernel", "c < row.classes && allowed == kNoIndex", "c < row.classes"),
-    swap("straight-through: no one", "straight_through_kernel", "own.index == index", "own.index < index"),
-    *(swap(f"straight-through: every thread of a team writes, {kernel}", kernel, "team.rank() == 0 && row.exists", "row.exists") for kernel in ("straight_through_kernel", "straight_through_backward_kernel")),
-    *(swap(f"straight-through: a row that does not exist writes, {kernel}", kernel, "team.rank() == 0 && row.exists", "team.rank() == 0") for kernel in ("straight_through_kernel", "straight_through_backward_kernel")),
+    swap("straight-through: every thread of a team writes", "straight_through_backward_kernel", "team.rank() == 0 && row.exists", "row.exists"),
+    swap("straight-through: a row that does not exist writes", "straight_through_backward_kernel", "team.rank() == 0 && row.exists", "team.rank() == 0"),
     swap("straight-through: an index that is no class", "straight_through_backward_kernel", "!forbidden && index < row.classes", "!forbidden"),
     swap("straight-through: forbidden rows have gradients", "straight_through_backward_kernel", "forbidden ? Scalar(0) : multiply(w, inverse)", "multiply(w, inverse)"),
     swap("straight-through: gradients are not shifted", "straight_through_backward_kernel", "add(add(h[v], -shift), -dot)", "add(h[v], -dot)"),
@@ -502,10 +493,10 @@ BUGS = [
     swap("Gumbel-Rao: earlier draws of long rows are lost", "gumbel_rao_stream_kernel", "done > 0 && v < row.place.classes - c ? sums_of_row[c + v] : Scalar(0)", "Scalar(0)"),
     Bug("Gumbel-Rao: sums past the row", "gumbel_rao_stream_kernel", "if (v < row.place.classes - c) sums_of_row", "if (BUG || v < row.place.classes - c) sums_of_row"),
     swap("Gumbel-Rao: E of a row that has no class", "gumbel_rao_rows_kernel", "team.rank() < many && row.index >= 0", "team.rank() < many - 1 && row.index >= 0"),
-    swap("noise of a position: four that begin with a block", "make_four", "static_cast<unsigned>(n & 3)", "0u", program="estimator"),
-    swap("noise of a position: the block's second half", "shifted", "(skip & 2) != 0", "false", program="estimator"),
-    swap("noise of a position: every other word", "shifted", "(skip & 1) != 0", "false", program="estimator"),
-    swap("rows of two groups each: more classes than the team holds", "held_row", "groups * kRowGroup", "groups * 8", program="estimator"),
+    swap("noise of a position: four that begin with a block", "make_four", "static_cast<unsigned>(n & 3)", "0u", program="estimators"),
+    swap("noise of a position: the block's second half", "shifted", "(skip & 2) != 0", "false", program="estimators"),
+    swap("noise of a position: every other word", "shifted", "(skip & 1) != 0", "false", program="estimators"),
+    swap("rows of two groups each: more classes than the team holds", "held_row", "groups * kRowGroup", "groups * 8", program="estimators"),
 ]  # fmt: skip
 
 
