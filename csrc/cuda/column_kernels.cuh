@@ -249,8 +249,7 @@ soft_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     noisy_columns<T>(p, view, c, noise, z);
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) {
-      const Scalar result = result_of<kLog>(z[j], total[j].best.value, tau[j], share[j]);
-      z[j] = special[j] ? share[j] : result;
+      z[j] = special[j] ? share[j] : result_of<kLog>(z[j], total[j].best.value, tau[j], share[j]);
     }
     store_columns<T>(p.y, p, view, c, z);
   }
