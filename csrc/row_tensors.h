@@ -21,18 +21,30 @@ inline at::Tensor rows_of(const at::Tensor& t, int64_t dim) {
   return once.contiguous().expand(rows.sizes());
 }
 
-// What the caller gets, and where kernels write rows of it, one after the other.
+// A result, and where kernels write its rows, one after the other.
 struct RowsOutput {
-  at::Tensor tensor, view, rows;
+  at::Tensor view, rows;
 
-  RowsOutput(const at::Tensor& out, int64_t dim, bool wanted = true) : tensor(out) {
+  RowsOutput(const at::Tensor& out, int64_t dim, bool wanted = true) {
     if (!wanted) return;
     view = classes_last(out, dim);
     rows = view.is_contiguous() ? view : at::empty(view.sizes(), view.options());
   }
   void* data() { return rows.defined() ? rows.mutable_data_ptr() : nullptr; }
-  void settle() {
+  void finish() {
     if (rows.defined() && !rows.is_same(view)) view.copy_(rows);
+  }
+};
+
+// A result, and where kernels write it in row-major order.
+struct RowMajorOutput {
+  at::Tensor tensor, row_major;
+
+  explicit RowMajorOutput(const at::Tensor& out)
+      : tensor(out), row_major(out.is_contiguous() ? out : at::empty(out.sizes(), out.options())) {}
+  void* data() { return row_major.mutable_data_ptr(); }
+  void finish() {
+    if (!row_major.is_same(tensor)) tensor.copy_(row_major);
   }
 };
 

@@ -1,8 +1,10 @@
-// Tensors -> BinaryProblem, and its elements shared among PyTorch's threads.
-#include <torch/library.h>
+// The binary concrete on the CPU: elements shared among PyTorch's threads.
+#include <ATen/Parallel.h>
 
 #include <limits>
 
+#include "../ops/binary_concrete.h"
+#include "../row_tensors.h"
 #include "kernels.h"
 #include "tensors.h"
 
@@ -15,7 +17,7 @@ constexpr int64_t kGrain = 8192;
 // Runs shorter than this cost more than a copy in which they are longer.
 constexpr int64_t kShortRun = 64;
 
-// The reciprocal temperature of each element, in the type computed in and within its normal
+// The reciprocal temperature of each element, of the accumulate type and within its normal
 // numbers, so that the limits tau -> 0 and tau -> inf are no 0 * inf.
 at::Tensor inverse_temperature(const char* op, double tau, const OptionalTensor& tau_tensor,
                                const at::Tensor& logits) {
@@ -108,69 +110,54 @@ class BinaryCall {
   BinaryProblem problem_;
 };
 
-// What the caller gets: the strides that empty_like() gives.
-at::Tensor as_empty_like(const at::Tensor& result, const at::Tensor& logits) {
-  if (result.strides() == logits.strides()) return result;
-  at::Tensor out = at::empty_like(logits);
-  return result.strides() == out.strides() ? result : out.copy_(result);
-}
+using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 
-std::tuple<at::Tensor, at::Tensor> binary_concrete_cpu(const at::Tensor& logits, double tau,
-                                                       const OptionalTensor& tau_tensor, bool hard,
-                                                       std::optional<at::Generator> generator,
-                                                       const OptionalTensor& rng_state,
-                                                       at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "binary_concrete";
-  check_binary(op, logits, tau, tau_tensor, generator, rng_state, positions);
-  const at::Tensor inverse_tau = inverse_temperature(op, tau, tau_tensor, logits);
-  if (logits.numel() == 0) return {at::empty_like(logits), at::zeros({2}, at::kLong)};
-  const RngState state = reserve_randomness(generator, rng_state);
-  const at::Tensor y = at::empty(logits.sizes(), logits.options());
-  const Positions places(logits.sizes(), positions);
-  BinaryCall call(logits, inverse_tau, at::Tensor(), places);
+TwoTensors binary_concrete_cpu(BinaryConcrete& a) {
+  const auto [y, used] = a.prepare();
+  const at::Tensor inverse_tau =
+      inverse_temperature(name_of<BinaryConcrete>(), a.tau, a.tau_tensor, a.logits);
+  if (a.logits.numel() == 0) return {y, used.zero_()};
+  const RngState state = reserve_randomness(a.generator, a.rng_state);
+  write_state(state, used);
+  RowMajorOutput out(y);
+  const Positions places(a.logits.sizes(), a.positions);
+  BinaryCall call(a.logits, inverse_tau, at::Tensor(), places);
   BinaryProblem& p = call.problem();
   p.seed = state.seed;
   p.offset = state.offset;
-  p.hard = hard;
-  p.out = y.mutable_data_ptr();
+  p.hard = a.hard;
+  p.out = out.data();
   call.run();
-  return {as_empty_like(y, logits), to_tensor(state)};
+  out.finish();
+  return {y, used};
 }
 
-std::tuple<at::Tensor, at::Tensor> binary_concrete_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor,
-    const at::Tensor& rng_state, bool tau_grad, at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "binary_concrete_backward";
-  check_binary(op, logits, tau, tau_tensor, std::nullopt, rng_state, positions);
-  check_grad(op, grad, logits);
-  const at::Tensor inverse_tau = inverse_temperature(op, tau, tau_tensor, logits);
-  const at::Tensor out = at::empty(logits.sizes(), logits.options()),
-                   terms = empty_tau_terms(logits, tau_grad);
-  if (logits.numel() > 0) {
-    const RngState state = reserve_randomness(std::nullopt, rng_state);
-    const Positions places(logits.sizes(), positions);
-    BinaryCall call(logits, inverse_tau, grad, places);
-    BinaryProblem& p = call.problem();
-    p.seed = state.seed;
-    p.offset = state.offset;
-    p.out = out.mutable_data_ptr();
-    if (tau_grad) p.tau_terms = terms.mutable_data_ptr();
-    call.run();
-  }
-  return {as_empty_like(out, logits), terms};
+TwoTensors binary_concrete_backward_cpu(BinaryConcreteBackward& a) {
+  const auto [grad_logits, terms] = a.prepare();
+  const at::Tensor inverse_tau =
+      inverse_temperature(name_of<BinaryConcreteBackward>(), a.tau, a.tau_tensor, a.logits);
+  if (a.logits.numel() == 0) return {grad_logits, terms};
+  const RngState state = reserve_randomness(std::nullopt, a.rng_state);
+  RowMajorOutput out(grad_logits);
+  const Positions places(a.logits.sizes(), a.positions);
+  BinaryCall call(a.logits, inverse_tau, a.grad, places);
+  BinaryProblem& p = call.problem();
+  p.seed = state.seed;
+  p.offset = state.offset;
+  p.out = out.data();
+  if (a.tau_grad) p.tau_terms = terms.mutable_data_ptr();
+  call.run();
+  out.finish();
+  return {grad_logits, terms};
 }
 
-std::tuple<at::Tensor, at::Tensor> logistic_noise_cpu(const at::Tensor& like,
-                                                      c10::SymIntArrayRef size,
-                                                      std::optional<at::Generator> generator,
-                                                      const OptionalTensor& rng_state,
-                                                      at::OptionalSymIntArrayRef positions) {
-  check_noise("logistic_noise", like, size, generator, rng_state, positions);
-  at::Tensor out = at::empty_symint(size, like.options());
-  if (out.numel() == 0) return {out, at::zeros({2}, at::kLong)};
-  const RngState state = reserve_randomness(generator, rng_state);
-  fill_noise(out, state, positions, kernels().logistic_noise);
-  return {out, to_tensor(state)};
+TwoTensors logistic_noise_cpu(LogisticNoise& a) {
+  const auto [noise, used] = a.prepare();
+  if (noise.numel() == 0) return {noise, used.zero_()};
+  const RngState state = reserve_randomness(a.generator, a.rng_state);
+  write_state(state, used);
+  fill_noise(noise, state, a.positions, kernels().logistic_noise);
+  return {noise, used};
 }
 
 }  // namespace
@@ -179,7 +166,8 @@ std::tuple<at::Tensor, at::Tensor> logistic_noise_cpu(const at::Tensor& like,
 
 TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
   using namespace gumbel_ext::cpu;
-  m.impl("binary_concrete", &binary_concrete_cpu);
-  m.impl("binary_concrete_backward", &binary_concrete_backward_cpu);
-  m.impl("logistic_noise", &logistic_noise_cpu);
+  using gumbel_ext::implement;
+  implement<&binary_concrete_cpu>(m);
+  implement<&binary_concrete_backward_cpu>(m);
+  implement<&logistic_noise_cpu>(m);
 }

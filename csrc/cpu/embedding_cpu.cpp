@@ -1,14 +1,14 @@
 // The codebook lookup on the CPU: rows copied by code, and added up by code.
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
 #include <vector>
 
-#include "../embedding.h"
-#include "backward_into.h"
+#include "../ops/embedding.h"
+#include "gumbel_softmax_cpu.h"
+#include "tensors.h"
 
 namespace gumbel_ext {
 namespace cpu {
@@ -140,15 +140,18 @@ at::Tensor sum_by_code(const at::Tensor& given, const at::Tensor& codes, int64_t
   return sums;
 }
 
-at::Tensor tile_backward(bool from_y, const at::Tensor& grad, const at::Tensor& logits_or_y,
-                         const at::Tensor& index, double tau, const OptionalTensor& tau_tensor,
-                         int64_t dim, const OptionalTensor& mask, const at::Tensor& rng_state,
-                         bool tau_grad, at::OptionalSymIntArrayRef positions,
+at::Tensor draw_state(const at::Tensor& logits, const std::optional<at::Generator>& generator) {
+  const at::Tensor state = empty_rng_state(logits);
+  write_state(reserve_randomness(generator, std::nullopt), state);
+  return state;
+}
+
+at::Tensor tile_backward(bool from_y, const GumbelSoftmaxHardBackward& a,
                          const at::Tensor& grad_logits) {
-  return backward_into("gumbel_embedding_backward", from_y ? Op::kBackward : Op::kBackwardRecompute,
-                       grad, logits_or_y, index, tau, tau_tensor, dim, mask,
-                       from_y ? std::nullopt : OptionalTensor(rng_state), tau_grad,
-                       from_y ? std::nullopt : positions, grad_logits);
+  const at::Tensor grad_tau = empty_grad_tau(a.logits, a.dim, a.tau_grad);
+  backward_into(name_of<GumbelEmbeddingBackward>(), from_y ? Op::kBackward : Op::kBackwardRecompute,
+                a, grad_logits, grad_tau);
+  return grad_tau;
 }
 
 // 16-bit products are no quicker here, and would round what the softmax is differentiated with.
@@ -156,25 +159,14 @@ at::ScalarType product_type(at::ScalarType logits, at::ScalarType codebook) {
   return compute_dtype(at::promote_types(logits, codebook));
 }
 
-constexpr LookupKernels kKernels{&gather,          &sum_by_code, &tile_backward,  &product_type,
-                                 int64_t{1} << 18, 128,          int64_t{1} << 22};
+constexpr LookupKernels kKernels{&gather, &sum_by_code,    &draw_state,   &sample,
+                                 &argmax, &tile_backward,  &product_type, int64_t{1} << 18,
+                                 128,     int64_t{1} << 22};
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_embedding_cpu(
-    const at::Tensor& logits, const at::Tensor& weight, double tau,
-    const OptionalTensor& tau_tensor, bool hard, int64_t dim, const OptionalTensor& mask,
-    std::optional<at::Generator> generator, const OptionalTensor& rng_state,
-    at::OptionalSymIntArrayRef positions) {
-  return lookup(kKernels, logits, weight, tau, tau_tensor, hard, dim, mask, generator, rng_state,
-                positions);
-}
+GumbelEmbedding::Result gumbel_embedding_cpu(GumbelEmbedding& a) { return lookup(kKernels, a); }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_embedding_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& weight,
-    const at::Tensor& index, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
-    const OptionalTensor& mask, const at::Tensor& rng_state, bool logits_grad, bool weight_grad,
-    bool tau_grad, at::OptionalSymIntArrayRef positions) {
-  return lookup_backward(kKernels, grad, logits, weight, index, tau, tau_tensor, hard, dim, mask,
-                         rng_state, logits_grad, weight_grad, tau_grad, positions);
+GumbelEmbeddingBackward::Result gumbel_embedding_backward_cpu(GumbelEmbeddingBackward& a) {
+  return lookup_backward(kKernels, a);
 }
 
 }  // namespace
@@ -182,6 +174,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_embedding_backward_cpu(
 }  // namespace gumbel_ext
 
 TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
-  m.impl("gumbel_embedding", &gumbel_ext::cpu::gumbel_embedding_cpu);
-  m.impl("gumbel_embedding_backward", &gumbel_ext::cpu::gumbel_embedding_backward_cpu);
+  using namespace gumbel_ext::cpu;
+  using gumbel_ext::implement;
+  implement<&gumbel_embedding_cpu>(m);
+  implement<&gumbel_embedding_backward_cpu>(m);
 }

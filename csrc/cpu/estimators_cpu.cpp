@@ -1,8 +1,7 @@
-// Tensors -> rows of the estimators' gradients, shared among PyTorch's threads.
-#include <torch/library.h>
-
-#include "../gumbel_ext.h"
+// The estimators on the CPU: hard samples, and rows of their gradients.
+#include "../ops/estimators.h"
 #include "../row_tensors.h"
+#include "gumbel_softmax_cpu.h"
 #include "kernels.h"
 #include "rows_builder.h"
 #include "tensors.h"
@@ -11,27 +10,51 @@ namespace gumbel_ext {
 namespace cpu {
 namespace {
 
-// The operands that all of them have; finish() gives the gradient.
+// The temperature of an op on rows, checked, or undefined where it has none.
+template <class Op>
+at::Tensor temperatures_of(const Op& a) {
+  if constexpr (has_argument<Op>("tau_tensor")) {
+    return row_temperatures(name_of<Op>(), a.tau_tensor, a.logits, a.dim);
+  } else {
+    return at::Tensor();
+  }
+}
+
+template <class Estimator>
+typename Estimator::Result hard_sample_cpu(Estimator& a) {
+  if constexpr (has_argument<Estimator>("gap")) gap_value(a);
+  const auto out = a.prepare();
+  temperatures_of(a);  // for its check
+  if constexpr (std::tuple_size_v<typename Estimator::Result> == 3) {
+    sample_into(hard_sample(a), out);
+  } else {
+    const auto& [y, index] = out;
+    sample_into(hard_sample(a), {y, index, empty_rng_state(y)});
+  }
+  return out;
+}
+
+// The operands that all backwards have.
+template <class Backward>
 struct EstimatorCall {
   EstimatorProblem p{};
+  const at::Tensor grad_logits;
   RowsOutput out;
-  at::Tensor index;
-  at::Tensor rows;
+  const at::Tensor index, rows;
   RowsBuilder builder;
 
-  EstimatorCall(const char* op, const at::Tensor& grad, const at::Tensor& logits,
-                const at::Tensor& index, double tau, const OptionalTensor& tau_tensor, int64_t dim,
-                const OptionalTensor& mask)
-      : out(at::empty_like(logits), dim),
-        index(index.contiguous()),
-        rows(rows_of(logits, dim)),
-        builder(p, rows, logits.scalar_type(), tau) {
-    const at::Tensor temperatures = row_temperatures(op, tau_tensor, logits, dim);
+  explicit EstimatorCall(Backward& a)
+      : grad_logits(a.prepare()),
+        out(grad_logits, a.dim),
+        index(a.index.contiguous()),
+        rows(rows_of(a.logits, a.dim)),
+        builder(p, rows, a.logits.scalar_type(), tau_of(a)) {
+    const at::Tensor temperatures = temperatures_of(a);
     builder.add(p.logits, rows);
-    builder.add(p.grad, rows_of(grad, dim));
-    if (mask) builder.add(p.mask, rows_of(mask->expand(logits.sizes()), dim));
-    if (tau_tensor) builder.add(p.tau, classes_last(temperatures, dim));
-    p.index = this->index.const_data_ptr<int64_t>();
+    builder.add(p.grad, rows_of(a.grad, a.dim));
+    if (a.mask) builder.add(p.mask, rows_of(a.mask->expand(a.logits.sizes()), a.dim));
+    if (temperatures.defined()) builder.add(p.tau, classes_last(temperatures, a.dim));
+    p.index = index.const_data_ptr<int64_t>();
     p.grad_logits = out.data();
   }
 
@@ -40,61 +63,45 @@ struct EstimatorCall {
   at::Tensor run(Kernel kernel, int64_t passes = 1) {
     if (rows.numel() > 0) {
       builder.run([&](int64_t begin, int64_t end) { kernel(p, begin, end); }, passes);
-      out.settle();
+      out.finish();
     }
-    return out.tensor;
+    return grad_logits;
+  }
+
+ private:
+  static double tau_of(const Backward& a) {
+    if constexpr (has_argument<Backward>("tau")) {
+      return a.tau;
+    } else {
+      return 1;
+    }
   }
 };
 
-at::Tensor gumbel_rao_backward_cpu(const at::Tensor& grad, const at::Tensor& logits,
-                                   const at::Tensor& index, double tau,
-                                   const OptionalTensor& tau_tensor, int64_t k, int64_t dim,
-                                   const OptionalTensor& mask, const at::Tensor& rng_state) {
-  constexpr const char* op = "gumbel_rao_backward";
-  check_conditional_draws(op, k);
-  dim =
-      check_backward(op, grad, logits, index, tau, tau_tensor, dim, mask, rng_state, std::nullopt);
-  EstimatorCall call(op, grad, logits, index, tau, tau_tensor, dim, mask);
-  const RngState state = reserve_randomness(std::nullopt, rng_state);
-  call.p.draws = k;
+at::Tensor gumbel_rao_backward_cpu(GumbelRaoBackward& a) {
+  EstimatorCall call(a);
+  const RngState state = reserve_randomness(std::nullopt, a.rng_state);
+  call.p.draws = a.k.expect_int();
   call.p.seed = state.seed;
   call.p.offset_of_state = state.offset;
-  return call.run(kernels().gumbel_rao, k);
+  return call.run(kernels().gumbel_rao, call.p.draws);
 }
 
-at::Tensor zgr_backward_cpu(const at::Tensor& grad, const at::Tensor& logits,
-                            const at::Tensor& index, int64_t dim, const OptionalTensor& mask) {
-  constexpr const char* op = "zgr_backward";
-  dim = check_backward(op, grad, logits, index, 1.0, std::nullopt, dim, mask, std::nullopt,
-                       std::nullopt);
-  EstimatorCall call(op, grad, logits, index, 1.0, std::nullopt, dim, mask);
+at::Tensor zgr_backward_cpu(ZgrBackward& a) {
+  EstimatorCall call(a);
   call.p.kind = EstimatorKind::kZgr;
   return call.run(kernels().estimator);
 }
 
-at::Tensor reinmax_backward_cpu(const at::Tensor& grad, const at::Tensor& logits,
-                                const at::Tensor& index, double tau,
-                                const OptionalTensor& tau_tensor, int64_t dim,
-                                const OptionalTensor& mask) {
-  constexpr const char* op = "reinmax_backward";
-  dim = check_backward(op, grad, logits, index, tau, tau_tensor, dim, mask, std::nullopt,
-                       std::nullopt);
-  EstimatorCall call(op, grad, logits, index, tau, tau_tensor, dim, mask);
+at::Tensor reinmax_backward_cpu(ReinMaxBackward& a) {
+  EstimatorCall call(a);
   call.p.kind = EstimatorKind::kReinMax;
   return call.run(kernels().estimator);
 }
 
-at::Tensor gapped_straight_through_backward_cpu(const at::Tensor& grad, const at::Tensor& logits,
-                                                const at::Tensor& index, double tau,
-                                                const OptionalTensor& tau_tensor,
-                                                std::optional<double> gap, int64_t dim,
-                                                const OptionalTensor& mask,
-                                                const OptionalTensor& gap_tensor) {
-  constexpr const char* op = "gapped_straight_through_backward";
-  gap = gap_value(op, gap, gap_tensor);
-  dim = check_backward(op, grad, logits, index, tau, tau_tensor, dim, mask, std::nullopt,
-                       std::nullopt);
-  EstimatorCall call(op, grad, logits, index, tau, tau_tensor, dim, mask);
+at::Tensor gapped_straight_through_backward_cpu(GappedStraightThroughBackward& a) {
+  const std::optional<double> gap = gap_value(a);
+  EstimatorCall call(a);
   call.p.kind = EstimatorKind::kGapped;
   call.p.gap = gap.value_or(0);
   return call.run(kernels().estimator);
@@ -105,9 +112,14 @@ at::Tensor gapped_straight_through_backward_cpu(const at::Tensor& grad, const at
 }  // namespace gumbel_ext
 
 TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
+  using namespace gumbel_ext;
   using namespace gumbel_ext::cpu;
-  m.impl("gumbel_rao_backward", &gumbel_rao_backward_cpu);
-  m.impl("zgr_backward", &zgr_backward_cpu);
-  m.impl("reinmax_backward", &reinmax_backward_cpu);
-  m.impl("gapped_straight_through_backward", &gapped_straight_through_backward_cpu);
+  implement<&hard_sample_cpu<GumbelRao>>(m);
+  implement<&hard_sample_cpu<Zgr>>(m);
+  implement<&hard_sample_cpu<ReinMax>>(m);
+  implement<&hard_sample_cpu<GappedStraightThrough>>(m);
+  implement<&gumbel_rao_backward_cpu>(m);
+  implement<&zgr_backward_cpu>(m);
+  implement<&reinmax_backward_cpu>(m);
+  implement<&gapped_straight_through_backward_cpu>(m);
 }

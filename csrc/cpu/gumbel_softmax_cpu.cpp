@@ -1,10 +1,10 @@
 // Tensors -> Problem, and its plan carried out on PyTorch's threads.
+#include "gumbel_softmax_cpu.h"
+
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
-#include <limits>
-
-#include "backward_into.h"
+#include "../ops/straight_through.h"
+#include "../ops/topk.h"
 #include "execute.h"
 #include "tensors.h"
 
@@ -93,30 +93,21 @@ at::Tensor with_rows_together(const at::Tensor& t, int64_t dim) {
   return rows_are_scattered(t, dim) ? t.contiguous() : t;
 }
 
-// An output in the layout of `like`, and where kernels write it: the same tensor unless its rows
-// are scattered.
+// An output, and where kernels write it: the same tensor unless its rows are scattered.
 struct Output {
   at::Tensor tensor, rows;
 
-  Output(const at::Tensor& like, int64_t dim) : Output(dim, at::empty_like(like)) {}
-  // Of the caller's.
-  Output(int64_t dim, const at::Tensor& given)
-      : tensor(given),
-        rows(rows_are_scattered(given, dim) ? at::empty(given.sizes(), given.options()) : given) {}
+  Output(const at::Tensor& out, int64_t dim)
+      : tensor(out),
+        rows(rows_are_scattered(out, dim) ? at::empty(out.sizes(), out.options()) : out) {}
 
-  void settle() {
+  void finish() {
     if (!rows.is_same(tensor)) tensor.copy_(rows);
   }
 };
 
 at::Tensor broadcast_mask(const OptionalTensor& mask, const at::Tensor& logits) {
   return mask ? mask->expand(logits.sizes()) : at::Tensor();
-}
-
-at::DimVector without_dim(const at::Tensor& logits, int64_t dim) {
-  at::DimVector shape(logits.sizes());
-  if (!shape.empty()) shape.erase(shape.begin() + dim);
-  return shape;
 }
 
 int threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
@@ -127,106 +118,121 @@ constexpr auto parallel_for = [](int64_t count, int64_t grain, const auto& body)
 
 void run_problem(Op op, const Problem& p) { execute(kernels(), op, p, threads(), parallel_for); }
 
-// ---- the ops
-// ---------------------------------------------------------------------------------------------------------
+// ---- samples ------------------------------------------------------------------------------------
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cpu(
-    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
-    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "gumbel_softmax";
-  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
-  const at::Tensor temperatures = row_temperatures(op, tau_tensor, logits, dim);
+}  // namespace
 
-  Output y(logits, dim);
-  at::Tensor index =
-      return_index ? at::empty(without_dim(logits, dim), at::kLong) : at::empty({0}, at::kLong);
-  if (logits.numel() == 0) {
+void sample_into(const GumbelSoftmax& a, const GumbelSoftmax::Result& out) {
+  constexpr const char* op = name_of<GumbelSoftmax>();
+  const auto& [y, index, used_rng_state] = out;
+  const at::Tensor temperatures = row_temperatures(op, a.tau_tensor, a.logits, a.dim);
+  if (a.logits.numel() == 0) {
     index.fill_(-1);
-    return {y.tensor, index, at::zeros({2}, at::kLong)};
+    used_rng_state.zero_();
+    return;
   }
-  const RngState state = reserve_randomness(generator, rng_state);
-  const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
-  const Positions places(logits.sizes(), positions);
+  const RngState state = reserve_randomness(a.generator, a.rng_state);
+  write_state(state, used_rng_state);
+  Output y_rows(y, a.dim);
+  const at::Tensor allowed = broadcast_mask(a.mask, a.logits),
+                   rows = with_rows_together(a.logits, a.dim);
+  const Positions places(a.logits.sizes(), a.positions);
 
-  ProblemBuilder builder(logits, dim, places);
+  ProblemBuilder builder(a.logits, a.dim, places);
   Problem& p = builder.problem();
   p.seed = state.seed;
   p.offset = state.offset;
-  p.hard = hard;
-  p.tau_value = tau;
+  p.hard = a.hard;
+  p.tau_value = a.tau;
   builder.add(p.logits, rows);
-  builder.add(p.output, y.rows);
-  if (mask) builder.add(p.mask, allowed);
-  if (tau_tensor) builder.add(p.tau, temperatures);
-  if (return_index) p.index = index.mutable_data_ptr<int64_t>();
+  builder.add(p.output, y_rows.rows);
+  if (a.mask) builder.add(p.mask, allowed);
+  if (a.tau_tensor) builder.add(p.tau, temperatures);
+  if (a.return_index) p.index = index.mutable_data_ptr<int64_t>();
   run_problem(Op::kForward, builder.finish());
-  y.settle();
-  return {y.tensor, index, to_tensor(state)};
+  y_rows.finish();
 }
 
-at::Tensor gumbel_argmax_cpu(const at::Tensor& logits, int64_t dim, bool keepdim,
-                             const OptionalTensor& mask, std::optional<at::Generator> generator,
-                             const OptionalTensor& rng_state,
-                             at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "gumbel_argmax";
-  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state, positions);
-
-  at::Tensor index = at::empty(without_dim(logits, dim), at::kLong);
-  if (logits.numel() == 0) {
-    index.fill_(-1);
-  } else {
-    const RngState state = reserve_randomness(generator, rng_state);
-    const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
-    const Positions places(logits.sizes(), positions);
-    ProblemBuilder builder(logits, dim, places);
-    Problem& p = builder.problem();
-    p.seed = state.seed;
-    p.offset = state.offset;
-    builder.add(p.logits, rows);
-    if (mask) builder.add(p.mask, allowed);
-    p.index = index.mutable_data_ptr<int64_t>();
-    run_problem(Op::kIndexOnly, builder.finish());
-  }
-  return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
+GumbelSoftmax::Result sample(const GumbelSoftmax& a) {
+  const auto out = a.allocate();
+  sample_into(a, out);
+  return out;
 }
 
-at::Tensor gumbel_topk_cpu(const at::Tensor& logits, c10::SymInt k, int64_t dim,
-                           const OptionalTensor& mask, std::optional<at::Generator> generator,
-                           const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
-  dim = check_topk("gumbel_topk", logits, k, dim, mask, generator, rng_state, positions);
-  at::Tensor index = at::empty_symint(shape_with(logits, dim, k), at::kLong);
-  if (index.numel() == 0) return index;
-  const RngState state = reserve_randomness(generator, rng_state);
-  const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
-  const Positions places(logits.sizes(), positions);
-  ProblemBuilder builder(logits, dim, places);
+at::Tensor argmax(const GumbelArgmax& a) {
+  const at::Tensor index = a.allocate();
+  if (a.logits.numel() == 0) return index.fill_(-1);
+  const RngState state = reserve_randomness(a.generator, a.rng_state);
+  const at::Tensor allowed = broadcast_mask(a.mask, a.logits),
+                   rows = with_rows_together(a.logits, a.dim);
+  const Positions places(a.logits.sizes(), a.positions);
+  ProblemBuilder builder(a.logits, a.dim, places);
   Problem& p = builder.problem();
   p.seed = state.seed;
   p.offset = state.offset;
-  p.k = k.expect_int();
   builder.add(p.logits, rows);
-  if (mask) builder.add(p.mask, allowed);
+  if (a.mask) builder.add(p.mask, allowed);
+  p.index = index.mutable_data_ptr<int64_t>();
+  run_problem(Op::kIndexOnly, builder.finish());
+  return index;
+}
+
+namespace {
+
+GumbelSoftmax::Result gumbel_softmax_cpu(GumbelSoftmax& a) {
+  const auto out = a.prepare();
+  sample_into(a, out);
+  return out;
+}
+
+at::Tensor gumbel_argmax_cpu(GumbelArgmax& a) {
+  check_rows(a);
+  return argmax(a);
+}
+
+at::Tensor gumbel_topk_cpu(GumbelTopk& a) {
+  const at::Tensor index = a.prepare();
+  if (index.numel() == 0) return index;
+  const RngState state = reserve_randomness(a.generator, a.rng_state);
+  const at::Tensor allowed = broadcast_mask(a.mask, a.logits),
+                   rows = with_rows_together(a.logits, a.dim);
+  const Positions places(a.logits.sizes(), a.positions);
+  ProblemBuilder builder(a.logits, a.dim, places);
+  Problem& p = builder.problem();
+  p.seed = state.seed;
+  p.offset = state.offset;
+  p.k = a.k.expect_int();
+  builder.add(p.logits, rows);
+  if (a.mask) builder.add(p.mask, allowed);
   p.index = index.mutable_data_ptr<int64_t>();
   execute_topk(kernels(), builder.finish(), threads(), parallel_for);
   return index;
 }
 
-at::Tensor gumbel_noise_cpu(const at::Tensor& like, c10::SymIntArrayRef size,
-                            std::optional<at::Generator> generator, const OptionalTensor& rng_state,
-                            at::OptionalSymIntArrayRef positions) {
-  check_noise("gumbel_noise", like, size, generator, rng_state, positions);
-  at::Tensor out = at::empty_symint(size, like.options());
-  if (out.numel() > 0) {
-    fill_noise(out, reserve_randomness(generator, rng_state), positions, kernels().noise);
-  }
+StraightThroughSoftmax::Result straight_through_softmax_cpu(StraightThroughSoftmax& a) {
+  const auto out = a.prepare();
+  const auto& [y, index] = out;
+  row_temperatures(name_of<StraightThroughSoftmax>(), a.tau_tensor, a.logits, a.dim);  // checks it
+  if (a.logits.numel() == 0) return {y, index.fill_(-1)};
+  Output y_rows(y, a.dim);
+  const at::Tensor allowed = broadcast_mask(a.mask, a.logits),
+                   rows = with_rows_together(a.logits, a.dim);
+  const Positions places(a.logits.sizes(), std::nullopt);
+
+  ProblemBuilder builder(a.logits, a.dim, places);
+  Problem& p = builder.problem();
+  p.noise = false;
+  p.hard = true;
+  builder.add(p.logits, rows);
+  builder.add(p.output, y_rows.rows);
+  if (a.mask) builder.add(p.mask, allowed);
+  if (a.return_index) p.index = index.mutable_data_ptr<int64_t>();
+  run_problem(Op::kForward, builder.finish());
+  y_rows.finish();
   return out;
 }
 
-at::Tensor draw_rng_state_cpu(const at::Tensor& /*like*/, std::optional<at::Generator> generator,
-                              const OptionalTensor& /*after*/) {
-  return to_tensor(reserve_randomness(generator, std::nullopt));
-}
+// ---- their backwards ----------------------------------------------------------------------------
 
 // An index from outside the row would be read from outside the gradient.
 void check_index_values(const char* name, const int64_t* index, int64_t rows, int64_t classes) {
@@ -245,117 +251,66 @@ void check_index_values(const char* name, const int64_t* index, int64_t rows, in
 
 }  // namespace
 
-at::Tensor backward_into(const char* name, Op op, const at::Tensor& grad,
-                         const at::Tensor& logits_or_y, const at::Tensor& index, double tau,
-                         const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
-                         const OptionalTensor& rng_state, bool tau_grad,
-                         at::OptionalSymIntArrayRef positions, const at::Tensor& grad_logits) {
-  dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state,
-                       positions);
-  const at::Tensor temperatures = row_temperatures(name, tau_tensor, logits_or_y, dim);
+void backward_into(const char* name, Op op, const GumbelSoftmaxHardBackward& a,
+                   const at::Tensor& grad_logits, const at::Tensor& grad_tau) {
+  const at::Tensor& input = a.logits;
+  const at::Tensor temperatures = row_temperatures(name, a.tau_tensor, input, a.dim);
+  grad_tau.zero_();
+  if (input.numel() == 0) return;
 
-  Output output(dim, grad_logits);
-  at::Tensor grad_tau = empty_grad_tau(logits_or_y, dim, tau_grad).zero_();
-  if (logits_or_y.numel() == 0) return grad_tau;
-
-  const at::Tensor indices = index.contiguous();
+  Output output(grad_logits, a.dim);
+  const at::Tensor indices = a.index.contiguous();
   const int64_t* row_index = indices.const_data_ptr<int64_t>();
-  const int64_t classes = logits_or_y.dim() == 0 ? 1 : logits_or_y.size(dim);
+  const int64_t classes = input.dim() == 0 ? 1 : input.size(a.dim);
   check_index_values(name, row_index, indices.numel(), classes);
-  const at::Tensor allowed = broadcast_mask(mask, logits_or_y);
-  const at::Tensor input_rows = with_rows_together(logits_or_y, dim),
-                   grad_rows = with_rows_together(grad, dim);
+  const at::Tensor allowed = broadcast_mask(a.mask, input);
+  const at::Tensor input_rows = with_rows_together(input, a.dim),
+                   grad_rows = with_rows_together(a.grad, a.dim);
+  const Positions places(input.sizes(), a.positions);
 
-  const Positions places(logits_or_y.sizes(), positions);
-
-  ProblemBuilder builder(logits_or_y, dim, places);
+  ProblemBuilder builder(input, a.dim, places);
   Problem& p = builder.problem();
-  p.tau_value = tau;
+  p.tau_value = a.tau;
   p.index = const_cast<int64_t*>(row_index);
-  if (tau_grad) p.grad_tau = grad_tau.mutable_data_ptr();
+  if (a.tau_grad) p.grad_tau = grad_tau.mutable_data_ptr();
   builder.add(op == Op::kBackward ? p.output : p.logits, input_rows);
   builder.add(p.grad, grad_rows);
   builder.add(p.grad_logits, output.rows);
-  if (mask) builder.add(p.mask, allowed);
-  if (tau_tensor) builder.add(p.tau, temperatures);
-  p.noise = rng_state.has_value();
-  if (rng_state) {
-    const RngState state = reserve_randomness(std::nullopt, rng_state);
+  if (a.mask) builder.add(p.mask, allowed);
+  if (a.tau_tensor) builder.add(p.tau, temperatures);
+  p.noise = a.rng_state.defined() && op == Op::kBackwardRecompute;
+  if (p.noise) {
+    const RngState state = reserve_randomness(std::nullopt, a.rng_state);
     p.seed = state.seed;
     p.offset = state.offset;
   }
   run_problem(op, builder.finish());
-  output.settle();
-  return grad_tau;
+  output.finish();
 }
 
 namespace {
 
-// Both backward ops, but for where y comes from.
-std::tuple<at::Tensor, at::Tensor> backward_cpu(const char* name, Op op, const at::Tensor& grad,
-                                                const at::Tensor& logits_or_y,
-                                                const at::Tensor& index, double tau,
-                                                const OptionalTensor& tau_tensor, int64_t dim,
-                                                const OptionalTensor& mask,
-                                                const OptionalTensor& rng_state, bool tau_grad,
-                                                at::OptionalSymIntArrayRef positions) {
-  check_logits(name, logits_or_y);
-  const at::Tensor grad_logits = at::empty_like(logits_or_y);
-  const at::Tensor grad_tau = backward_into(name, op, grad, logits_or_y, index, tau, tau_tensor,
-                                            dim, mask, rng_state, tau_grad, positions, grad_logits);
-  return {grad_logits, grad_tau};
+using Gradients = std::tuple<at::Tensor, at::Tensor>;
+
+Gradients gumbel_softmax_backward_cpu(GumbelSoftmaxBackward& a) {
+  const auto out = a.prepare();
+  backward_into(name_of<GumbelSoftmaxBackward>(), Op::kBackward, from_y(a), std::get<0>(out),
+                std::get<1>(out));
+  return out;
 }
 
-std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cpu(const at::Tensor& grad,
-                                                               const at::Tensor& y,
-                                                               const at::Tensor& index, double tau,
-                                                               const OptionalTensor& tau_tensor,
-                                                               int64_t dim, bool tau_grad) {
-  return backward_cpu("gumbel_softmax_backward", Op::kBackward, grad, y, index, tau, tau_tensor,
-                      dim, std::nullopt, std::nullopt, tau_grad, std::nullopt);
+Gradients gumbel_softmax_hard_backward_cpu(GumbelSoftmaxHardBackward& a) {
+  const auto out = a.prepare();
+  backward_into(name_of<GumbelSoftmaxHardBackward>(), Op::kBackwardRecompute, a, std::get<0>(out),
+                std::get<1>(out));
+  return out;
 }
 
-std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
-    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
-    const at::Tensor& rng_state, bool tau_grad, at::OptionalSymIntArrayRef positions) {
-  return backward_cpu("gumbel_softmax_hard_backward", Op::kBackwardRecompute, grad, logits, index,
-                      tau, tau_tensor, dim, mask, rng_state, tau_grad, positions);
-}
-
-std::tuple<at::Tensor, at::Tensor> straight_through_softmax_cpu(
-    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, int64_t dim,
-    const OptionalTensor& mask, bool return_index) {
-  constexpr const char* op = "straight_through_softmax";
-  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, std::nullopt, std::nullopt,
-                      std::nullopt);
-  row_temperatures(op, tau_tensor, logits, dim);  // for its check
-
-  Output y(logits, dim);
-  at::Tensor index =
-      return_index ? at::empty(without_dim(logits, dim), at::kLong) : at::empty({0}, at::kLong);
-  if (logits.numel() == 0) return {y.tensor, index.fill_(-1)};
-  const at::Tensor allowed = broadcast_mask(mask, logits), rows = with_rows_together(logits, dim);
-  const Positions places(logits.sizes(), std::nullopt);
-
-  ProblemBuilder builder(logits, dim, places);
-  Problem& p = builder.problem();
-  p.noise = false;
-  p.hard = true;
-  builder.add(p.logits, rows);
-  builder.add(p.output, y.rows);
-  if (mask) builder.add(p.mask, allowed);
-  if (return_index) p.index = index.mutable_data_ptr<int64_t>();
-  run_problem(Op::kForward, builder.finish());
-  y.settle();
-  return {y.tensor, index};
-}
-
-std::tuple<at::Tensor, at::Tensor> straight_through_softmax_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
-    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask, bool tau_grad) {
-  return backward_cpu("straight_through_softmax_backward", Op::kBackwardRecompute, grad, logits,
-                      index, tau, tau_tensor, dim, mask, std::nullopt, tau_grad, std::nullopt);
+Gradients straight_through_softmax_backward_cpu(StraightThroughSoftmaxBackward& a) {
+  const auto out = a.prepare();
+  backward_into(name_of<StraightThroughSoftmaxBackward>(), Op::kBackwardRecompute, without_noise(a),
+                std::get<0>(out), std::get<1>(out));
+  return out;
 }
 
 }  // namespace
@@ -364,13 +319,12 @@ std::tuple<at::Tensor, at::Tensor> straight_through_softmax_backward_cpu(
 
 TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
   using namespace gumbel_ext::cpu;
-  m.impl("gumbel_softmax", &gumbel_softmax_cpu);
-  m.impl("gumbel_argmax", &gumbel_argmax_cpu);
-  m.impl("gumbel_topk", &gumbel_topk_cpu);
-  m.impl("gumbel_noise", &gumbel_noise_cpu);
-  m.impl("draw_rng_state", &draw_rng_state_cpu);
-  m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_cpu);
-  m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_cpu);
-  m.impl("straight_through_softmax", &straight_through_softmax_cpu);
-  m.impl("straight_through_softmax_backward", &straight_through_softmax_backward_cpu);
+  using gumbel_ext::implement;
+  implement<&gumbel_softmax_cpu>(m);
+  implement<&gumbel_argmax_cpu>(m);
+  implement<&gumbel_topk_cpu>(m);
+  implement<&gumbel_softmax_backward_cpu>(m);
+  implement<&gumbel_softmax_hard_backward_cpu>(m);
+  implement<&straight_through_softmax_cpu>(m);
+  implement<&straight_through_softmax_backward_cpu>(m);
 }

@@ -1,10 +1,10 @@
 // The expected position on the CPU: rows of contiguous classes, cut in chunks that are shared among
 // threads. The cut does not depend on their number, so neither do the bits.
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <vector>
 
+#include "../ops/soft_argmax.h"
 #include "kernels.h"
 #include "tensors.h"
 
@@ -21,26 +21,29 @@ int64_t grain(int64_t elements) { return std::max<int64_t>(1, kGrainElements / e
 // What forward and backward need of their arguments, in the memory that the kernels read.
 class Call {
  public:
-  Call(const char* op, const at::Tensor& logits, double beta, const OptionalTensor& beta_tensor,
-       int64_t dim, const at::Tensor& positions)
-      : rows((logits.dim() == 0 ? logits.unsqueeze(0) : logits).movedim(dim, -1).contiguous()),
+  // Of the op or of its backward.
+  template <class Op>
+  explicit Call(const Op& a)
+      : rows((a.logits.dim() == 0 ? a.logits.unsqueeze(0) : a.logits)
+                 .movedim(a.dim, -1)
+                 .contiguous()),
         classes(rows.size(-1)),
         count(rows.numel() / classes),
         chunks((classes + kChunk - 1) / kChunk),
         type(element_type(rows.scalar_type())) {
     const at::ScalarType computed = compute_dtype(rows.scalar_type());
     // Around their middle, so that coordinates that are all large lose nothing in float32.
-    const at::Tensor exact = positions.detach().to(at::kDouble);
+    const at::Tensor exact = a.positions.detach().to(at::kDouble);
     middle = (exact.amax(1, /*keepdim=*/true) + exact.amin(1, /*keepdim=*/true)) / 2;
     centred = (exact - middle).to(computed).contiguous();
     row_.positions = centred.const_data_ptr();
-    row_.coordinates = static_cast<int>(positions.size(0));
+    row_.coordinates = static_cast<int>(a.positions.size(0));
     row_.classes = classes;
-    row_.beta = beta;
-    if (beta_tensor) {
-      const at::Tensor values = beta_tensor->to(at::kDouble);
-      check_beta_values(op, values);
-      betas = values.expand_symint(shape_reduced(logits, dim)).contiguous();
+    row_.beta = a.beta;
+    if (a.beta_tensor) {
+      const at::Tensor values = a.beta_tensor->to(at::kDouble);
+      check_beta_values(name_of<Op>(), values);
+      betas = values.expand_symint(shape_reduced(a.logits, a.dim)).contiguous();
     }
   }
 
@@ -76,16 +79,10 @@ void for_chunks(const Call& call, Body body) {
                    });
 }
 
-std::tuple<at::Tensor, at::Tensor> soft_argmax_cpu(const at::Tensor& logits, double beta,
-                                                   const OptionalTensor& beta_tensor, int64_t dim,
-                                                   const at::Tensor& positions) {
-  constexpr const char* op = "soft_argmax";
-  dim = check_soft_argmax(op, logits, beta, beta_tensor, dim, positions);
-  const Call call(op, logits, beta, beta_tensor, dim, positions);
-  const int64_t coordinates = positions.size(0), width = 3 + coordinates;
-  at::DimVector shape(call.rows.sizes().slice(0, call.rows.dim() - 1));
-  shape.push_back(width);
-  const at::Tensor state = at::empty(shape, at::kDouble);
+std::tuple<at::Tensor, at::Tensor> soft_argmax_cpu(SoftArgmax& a) {
+  const auto [expected, state] = a.prepare();
+  const Call call(a);
+  const int64_t coordinates = a.positions.size(0), width = 3 + coordinates;
   double* states = state.mutable_data_ptr<double>();
   const KernelTable& table = kernels();
   if (call.chunks == 1) {
@@ -110,43 +107,40 @@ std::tuple<at::Tensor, at::Tensor> soft_argmax_cpu(const at::Tensor& logits, dou
       }
     });
   }
-  shape.back() = coordinates;
   const at::Tensor best = state.select(-1, 0).to(at::kLong).flatten();
-  const at::Tensor origin = call.centred.index_select(1, best).t().contiguous().view(shape);
-  const at::Tensor expected =
-      origin.to(at::kDouble) + state.narrow(-1, 3, coordinates) + call.middle.squeeze(1);
-  return {expected.to(compute_dtype(logits.scalar_type())), state};
+  const at::Tensor origin = call.centred.index_select(1, best).t().contiguous().view_as(expected);
+  expected.copy_(origin.to(at::kDouble) + state.narrow(-1, 3, coordinates) +
+                 call.middle.squeeze(1));
+  return {expected, state};
 }
 
-std::tuple<at::Tensor, at::Tensor> soft_argmax_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& row_state, double beta,
-    const OptionalTensor& beta_tensor, int64_t dim, const at::Tensor& positions, bool beta_grad) {
-  constexpr const char* op = "soft_argmax_backward";
-  dim = check_soft_argmax_backward(op, grad, logits, row_state, beta, beta_tensor, dim, positions);
-  const Call call(op, logits, beta, beta_tensor, dim, positions);
-  const int64_t coordinates = positions.size(0), width = 3 + coordinates;
-  const at::Tensor grad_rows = at::empty_like(call.rows), states = row_state.contiguous(),
-                   grads = grad.contiguous();
-  at::Tensor grad_beta = empty_grad_tau(logits, dim, beta_grad);
+std::tuple<at::Tensor, at::Tensor> soft_argmax_backward_cpu(SoftArgmaxBackward& a) {
+  const auto [grad_logits, grad_beta] = a.prepare();
+  const Call call(a);
+  const int64_t coordinates = a.positions.size(0), width = 3 + coordinates;
+  const at::Tensor in_order = grad_logits.dim() == 0 ? grad_logits.unsqueeze(0)
+                                                     : grad_logits.movedim(a.dim, -1),
+                   grad_rows = in_order.is_contiguous() ? in_order : at::empty_like(call.rows),
+                   states = a.row_state.contiguous(), grads = a.grad.contiguous();
   const double* state = states.const_data_ptr<double>();
   for (int64_t r = 0; r < call.count; ++r) {
     // Read as an address below.
     const double best = state[r * width];
-    TORCH_CHECK_INDEX(best >= 0 && best < static_cast<double>(call.classes), op,
-                      ": row_state must hold classes between 0 and ", call.classes - 1, ", got ",
-                      best);
+    TORCH_CHECK_INDEX(best >= 0 && best < static_cast<double>(call.classes),
+                      name_of<SoftArgmaxBackward>(), ": row_state must hold classes between 0 and ",
+                      call.classes - 1, ", got ", best);
   }
   const char* grad_data = static_cast<const char*>(grads.const_data_ptr());
   const int64_t grad_bytes = coordinates * static_cast<int64_t>(grads.element_size());
-  std::vector<double> parts(static_cast<size_t>(beta_grad ? call.count * call.chunks : 0));
+  std::vector<double> parts(static_cast<size_t>(a.beta_grad ? call.count * call.chunks : 0));
   for_chunks(call, [&](int64_t r, int64_t c, int64_t count, int64_t i) {
     const double part = kernels().position_gradient(
         call.type, call.logits(r, c), c, count, call.row(r), state + r * width,
-        grad_data + r * grad_bytes, beta_grad,
+        grad_data + r * grad_bytes, a.beta_grad,
         const_cast<char*>(call.at_class(grad_rows.mutable_data_ptr(), r, c)));
-    if (beta_grad) parts[static_cast<size_t>(i)] = part;
+    if (a.beta_grad) parts[static_cast<size_t>(i)] = part;
   });
-  if (beta_grad) {
+  if (a.beta_grad) {
     at::Tensor sums = at::empty({call.count}, at::kDouble);
     double* sum = sums.mutable_data_ptr<double>();
     for (int64_t r = 0; r < call.count; ++r) {
@@ -155,12 +149,10 @@ std::tuple<at::Tensor, at::Tensor> soft_argmax_backward_cpu(
         sum[r] += parts[static_cast<size_t>(r * call.chunks + c)];
       }
     }
-    grad_beta = sums.to(grad_beta.scalar_type()).view(grad_beta.sizes());
+    grad_beta.copy_(sums.view(grad_beta.sizes()));
   }
-  at::Tensor grad_logits = at::empty_like(logits);
-  const at::Tensor in_order = grad_rows.movedim(-1, dim).view_as(logits);
-  if (grad_logits.strides() == in_order.strides()) return {in_order, grad_beta};
-  return {grad_logits.copy_(in_order), grad_beta};
+  if (!grad_rows.is_same(in_order)) in_order.copy_(grad_rows);
+  return {grad_logits, grad_beta};
 }
 
 }  // namespace
@@ -168,6 +160,8 @@ std::tuple<at::Tensor, at::Tensor> soft_argmax_backward_cpu(
 }  // namespace gumbel_ext
 
 TORCH_LIBRARY_IMPL(gumbel_ext, CPU, m) {
-  m.impl("soft_argmax", &gumbel_ext::cpu::soft_argmax_cpu);
-  m.impl("soft_argmax_backward", &gumbel_ext::cpu::soft_argmax_backward_cpu);
+  using namespace gumbel_ext::cpu;
+  using gumbel_ext::implement;
+  implement<&soft_argmax_cpu>(m);
+  implement<&soft_argmax_backward_cpu>(m);
 }

@@ -30,12 +30,10 @@ inline RngState reserve_randomness(const std::optional<at::Generator>& generator
   return {source->random64(), 0};
 }
 
-inline at::Tensor to_tensor(const RngState& state) {
-  at::Tensor out = at::empty({2}, at::kLong);
-  int64_t* values = out.mutable_data_ptr<int64_t>();
+inline void write_state(const RngState& state, const at::Tensor& rng_state) {
+  int64_t* values = rng_state.mutable_data_ptr<int64_t>();
   values[0] = static_cast<int64_t>(state.seed);
   values[1] = static_cast<int64_t>(state.offset);
-  return out;
 }
 
 inline ElementType element_type(at::ScalarType type) {

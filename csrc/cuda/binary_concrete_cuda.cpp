@@ -1,8 +1,8 @@
-// The binary concrete's CUDA ops: tensors in, launches out.
+// The binary concrete on CUDA.
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
+#include "../ops/binary_concrete.h"
+#include "../row_tensors.h"
 #include "binary_concrete_params.h"
 #include "tensors.h"
 
@@ -80,7 +80,7 @@ class BinaryCall {
         merged_positions(static_cast<uint64_t>(places_.base), static_cast<int>(shape_.size()),
                          shape_.data(), places_.strides.data());
     check_launch(op_, launch_binary(op, element_type(like_.scalar_type()), params_, positions,
-                                    c10::cuda::getCurrentCUDAStream().stream()));
+                                    current_stream()));
   }
 
   BinaryParams& params() { return params_; }
@@ -96,69 +96,46 @@ class BinaryCall {
   std::vector<at::Tensor> kept_;
 };
 
-// What the caller gets: the strides that empty_like() gives.
-at::Tensor as_empty_like(const at::Tensor& result, const at::Tensor& logits) {
-  if (result.strides() == logits.strides()) return result;
-  at::Tensor out = at::empty_like(logits);
-  return result.strides() == out.strides() ? result : out.copy_(result);
-}
+using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 
-std::tuple<at::Tensor, at::Tensor> binary_concrete_cuda(const at::Tensor& logits, double tau,
-                                                        const OptionalTensor& tau_tensor, bool hard,
-                                                        std::optional<at::Generator> generator,
-                                                        const OptionalTensor& rng_state,
-                                                        at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "binary_concrete";
-  check_binary(op, logits, tau, tau_tensor, generator, rng_state, positions);
-  BinaryCall call(op, logits, logits.sizes(), positions);
-  const auto integers = logits.options().dtype(at::kLong);
-  if (logits.numel() == 0) return {at::empty_like(logits), at::zeros({2}, integers)};
-  const at::Tensor y = at::empty(logits.sizes(), logits.options()), used = at::empty({2}, integers);
+TwoTensors binary_concrete_cuda(BinaryConcrete& a) {
+  const auto [y, used] = a.prepare();
+  BinaryCall call(name_of<BinaryConcrete>(), a.logits, a.logits.sizes(), a.positions);
+  if (a.logits.numel() == 0) return {y, used.zero_()};
+  RowMajorOutput out(y);
   BinaryParams& p = call.params();
-  call.set_operand(p.logits, logits);
-  call.set_tau(tau, tau_tensor);
-  call.set_random(generator, rng_state);
-  p.out = y.mutable_data_ptr();
+  call.set_operand(p.logits, a.logits);
+  call.set_tau(a.tau, a.tau_tensor);
+  call.set_random(a.generator, a.rng_state);
+  p.out = out.data();
   p.used_state = used.mutable_data_ptr<int64_t>();
-  call.run(hard ? BinaryOp::kHard : BinaryOp::kSoft);
-  return {as_empty_like(y, logits), used};
+  call.run(a.hard ? BinaryOp::kHard : BinaryOp::kSoft);
+  out.finish();
+  return {y, used};
 }
 
-std::tuple<at::Tensor, at::Tensor> binary_concrete_backward_cuda(
-    const at::Tensor& grad, const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor,
-    const at::Tensor& rng_state, bool tau_grad, at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "binary_concrete_backward";
-  check_binary(op, logits, tau, tau_tensor, std::nullopt, rng_state, positions);
-  check_grad(op, grad, logits);
-  BinaryCall call(op, logits, logits.sizes(), positions);
-  const at::Tensor out = at::empty(logits.sizes(), logits.options()),
-                   terms = empty_tau_terms(logits, tau_grad);
-  if (logits.numel() > 0) {
-    BinaryParams& p = call.params();
-    call.set_operand(p.logits, logits);
-    call.set_operand(p.grad, grad);
-    call.set_tau(tau, tau_tensor);
-    call.set_random(std::nullopt, rng_state);
-    p.out = out.mutable_data_ptr();
-    if (tau_grad) p.tau_terms = terms.mutable_data_ptr();
-    call.run(BinaryOp::kBackward);
-  }
-  return {as_empty_like(out, logits), terms};
+TwoTensors binary_concrete_backward_cuda(BinaryConcreteBackward& a) {
+  const auto [grad_logits, terms] = a.prepare();
+  BinaryCall call(name_of<BinaryConcreteBackward>(), a.logits, a.logits.sizes(), a.positions);
+  if (a.logits.numel() == 0) return {grad_logits, terms};
+  RowMajorOutput out(grad_logits);
+  BinaryParams& p = call.params();
+  call.set_operand(p.logits, a.logits);
+  call.set_operand(p.grad, a.grad);
+  call.set_tau(a.tau, a.tau_tensor);
+  call.set_random(std::nullopt, a.rng_state);
+  p.out = out.data();
+  if (a.tau_grad) p.tau_terms = terms.mutable_data_ptr();
+  call.run(BinaryOp::kBackward);
+  out.finish();
+  return {grad_logits, terms};
 }
 
-std::tuple<at::Tensor, at::Tensor> logistic_noise_cuda(const at::Tensor& like,
-                                                       c10::SymIntArrayRef size,
-                                                       std::optional<at::Generator> generator,
-                                                       const OptionalTensor& rng_state,
-                                                       at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "logistic_noise";
-  check_noise(op, like, size, generator, rng_state, positions);
-  const at::Tensor noise = at::empty_symint(size, like.options());
-  const auto integers = like.options().dtype(at::kLong);
-  if (noise.numel() == 0) return {noise, at::zeros({2}, integers)};
-  const at::Tensor used = at::empty({2}, integers);
-  BinaryCall call(op, noise, noise.sizes(), positions);
-  call.set_random(generator, rng_state);
+TwoTensors logistic_noise_cuda(LogisticNoise& a) {
+  const auto [noise, used] = a.prepare();
+  if (noise.numel() == 0) return {noise, used.zero_()};
+  BinaryCall call(name_of<LogisticNoise>(), noise, noise.sizes(), a.positions);
+  call.set_random(a.generator, a.rng_state);
   call.params().out = noise.mutable_data_ptr();
   call.params().used_state = used.mutable_data_ptr<int64_t>();
   call.run(BinaryOp::kNoise);
@@ -171,7 +148,8 @@ std::tuple<at::Tensor, at::Tensor> logistic_noise_cuda(const at::Tensor& like,
 
 TORCH_LIBRARY_IMPL(gumbel_ext, CUDA, m) {
   using namespace gumbel_ext::cuda;
-  m.impl("binary_concrete", &binary_concrete_cuda);
-  m.impl("binary_concrete_backward", &binary_concrete_backward_cuda);
-  m.impl("logistic_noise", &logistic_noise_cuda);
+  using gumbel_ext::implement;
+  implement<&binary_concrete_cuda>(m);
+  implement<&binary_concrete_backward_cuda>(m);
+  implement<&logistic_noise_cuda>(m);
 }

@@ -1,35 +1,43 @@
-// The CUDA ops of the estimators' backwards: tensors in, launches out. Their forwards are hard
-// samples, whose op is called.
+// The estimators on CUDA: hard samples, and rows of their gradients.
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
+#include "../ops/estimators.h"
 #include "estimators_params.h"
+#include "gumbel_softmax_cuda.h"
 #include "rows_builder.h"
 
 namespace gumbel_ext {
 namespace cuda {
 namespace {
 
-void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+template <class Estimator>
+typename Estimator::Result hard_sample_cuda(Estimator& a) {
+  if constexpr (has_argument<Estimator>("gap")) gap_value(a);
+  const auto out = a.prepare();
+  if constexpr (has_argument<Estimator>("tau_tensor")) check_tau_on_host(a);
+  if constexpr (std::tuple_size_v<typename Estimator::Result> == 3) {
+    sample_into(hard_sample(a), out);
+  } else {
+    const auto& [y, index] = out;
+    sample_into(hard_sample(a), {y, index, empty_rng_state(y)});
+  }
+  return out;
+}
 
-// What all of them are given; the tensors outlive the launch.
+// What all backwards are given; the tensors outlive the launch.
+template <class Backward>
 class EstimatorCall {
  public:
-  EstimatorCall(const char* op, const at::Tensor& grad, const at::Tensor& logits,
-                const at::Tensor& index, double tau, const OptionalTensor& tau_tensor, int64_t dim,
-                const OptionalTensor& mask, const OptionalTensor& rng_state = std::nullopt)
-      : op_(op),
-        dim_(check_backward(op, grad, logits, index, tau, tau_tensor, dim, mask, rng_state,
-                            std::nullopt)),
-        guard_(logits.device()),
-        out_(at::empty_like(logits), dim_),
-        index_(index.contiguous()),
-        builder_(params, op, logits, dim_, tau, tau_tensor) {
-    if (logits.numel() == 0) return;
-    builder_.add(params.grad, grad);
-    builder_.add(params.logits, logits);
-    if (mask) builder_.add(params.mask, mask->expand(logits.sizes()));
+  explicit EstimatorCall(Backward& a)
+      : grad_logits_(a.prepare()),
+        guard_(a.logits.device()),
+        out_(grad_logits_, a.dim),
+        index_(a.index.contiguous()),
+        builder_(params, kOp, a.logits, a.dim, tau_of(a), tau_tensor_of(a)) {
+    if (a.logits.numel() == 0) return;
+    builder_.add(params.grad, a.grad);
+    builder_.add(params.logits, a.logits);
+    if (a.mask) builder_.add(params.mask, a.mask->expand(a.logits.sizes()));
     builder_.finish();
     params.index = index_.const_data_ptr<int64_t>();
     params.grad_logits = out_.data();
@@ -41,40 +49,51 @@ class EstimatorCall {
   // launch() returns the error.
   template <class Launch>
   at::Tensor run(Launch launch) {
-    if (out_.tensor.numel() == 0) return out_.tensor;
-    check_launch(op_, launch());
-    out_.settle();
-    return out_.tensor;
+    if (grad_logits_.numel() == 0) return grad_logits_;
+    check_launch(kOp, launch());
+    out_.finish();
+    return grad_logits_;
   }
 
   GumbelRaoParams params{};
 
  private:
-  const char* op_;
-  const int64_t dim_;
+  static constexpr const char* kOp = name_of<Backward>();
+
+  static double tau_of(const Backward& a) {
+    if constexpr (has_argument<Backward>("tau")) {
+      return a.tau;
+    } else {
+      return 1;
+    }
+  }
+  static OptionalTensor tau_tensor_of(const Backward& a) {
+    if constexpr (has_argument<Backward>("tau_tensor")) {
+      return a.tau_tensor;
+    } else {
+      return std::nullopt;
+    }
+  }
+
+  const at::Tensor grad_logits_;
   const c10::cuda::CUDAGuard guard_;
   RowsOutput out_;
   const at::Tensor index_;
   RowsBuilder builder_;
 };
 
-at::Tensor gumbel_rao_backward_cuda(const at::Tensor& grad, const at::Tensor& logits,
-                                    const at::Tensor& index, double tau,
-                                    const OptionalTensor& tau_tensor, int64_t k, int64_t dim,
-                                    const OptionalTensor& mask, const at::Tensor& rng_state) {
-  constexpr const char* op = "gumbel_rao_backward";
-  check_conditional_draws(op, k);
-  EstimatorCall call(op, grad, logits, index, tau, tau_tensor, dim, mask, rng_state);
+at::Tensor gumbel_rao_backward_cuda(GumbelRaoBackward& a) {
+  EstimatorCall call(a);
   return call.run([&] {
     at::Tensor on_device, sums;
     GumbelRaoParams& p = call.params;
-    p.random = random_source(std::nullopt, rng_state, on_device);
-    p.draws = k;
+    p.random = random_source(std::nullopt, a.rng_state, on_device);
+    p.draws = a.k.expect_int();
     p.draws_at_once = kDrawsAtOnce;
-    if (make_gumbel_rao_plan(p.type, p.classes).groups == 0 && k > kDrawsAtOnce) {
+    if (make_gumbel_rao_plan(p.type, p.classes).groups == 0 && p.draws > kDrawsAtOnce) {
       p.sums = p.grad_logits;
       if (element_bytes(p.type) == 2) {
-        sums = at::empty({p.rows, p.classes}, logits.options().dtype(at::kFloat));
+        sums = at::empty({p.rows, p.classes}, a.logits.options().dtype(at::kFloat));
         p.sums = sums.mutable_data_ptr();
       }
     }
@@ -82,31 +101,17 @@ at::Tensor gumbel_rao_backward_cuda(const at::Tensor& grad, const at::Tensor& lo
   });
 }
 
-at::Tensor zgr_backward_cuda(const at::Tensor& grad, const at::Tensor& logits,
-                             const at::Tensor& index, int64_t dim, const OptionalTensor& mask) {
-  EstimatorCall call("zgr_backward", grad, logits, index, 1.0, std::nullopt, dim, mask);
-  return call.run(Estimator::kZgr);
+at::Tensor zgr_backward_cuda(ZgrBackward& a) { return EstimatorCall(a).run(Estimator::kZgr); }
+
+at::Tensor reinmax_backward_cuda(ReinMaxBackward& a) {
+  return EstimatorCall(a).run(Estimator::kReinMax);
 }
 
-at::Tensor reinmax_backward_cuda(const at::Tensor& grad, const at::Tensor& logits,
-                                 const at::Tensor& index, double tau,
-                                 const OptionalTensor& tau_tensor, int64_t dim,
-                                 const OptionalTensor& mask) {
-  EstimatorCall call("reinmax_backward", grad, logits, index, tau, tau_tensor, dim, mask);
-  return call.run(Estimator::kReinMax);
-}
-
-at::Tensor gapped_straight_through_backward_cuda(const at::Tensor& grad, const at::Tensor& logits,
-                                                 const at::Tensor& index, double tau,
-                                                 const OptionalTensor& tau_tensor,
-                                                 std::optional<double> gap, int64_t dim,
-                                                 const OptionalTensor& mask,
-                                                 const OptionalTensor& gap_tensor) {
-  constexpr const char* op = "gapped_straight_through_backward";
-  gap = gap_value(op, gap, gap_tensor);
-  EstimatorCall call(op, grad, logits, index, tau, tau_tensor, dim, mask);
+at::Tensor gapped_straight_through_backward_cuda(GappedStraightThroughBackward& a) {
+  const std::optional<double> gap = gap_value(a);
+  EstimatorCall call(a);
   if (gap) {
-    call.params.gap = clamped_factor(*gap, logits.scalar_type() == at::kDouble);
+    call.params.gap = clamped_factor(*gap, a.logits.scalar_type() == at::kDouble);
     call.params.gap_float32 = static_cast<float>(call.params.gap);
   }
   return call.run(Estimator::kGapped);
@@ -117,9 +122,14 @@ at::Tensor gapped_straight_through_backward_cuda(const at::Tensor& grad, const a
 }  // namespace gumbel_ext
 
 TORCH_LIBRARY_IMPL(gumbel_ext, CUDA, m) {
+  using namespace gumbel_ext;
   using namespace gumbel_ext::cuda;
-  m.impl("gumbel_rao_backward", &gumbel_rao_backward_cuda);
-  m.impl("zgr_backward", &zgr_backward_cuda);
-  m.impl("reinmax_backward", &reinmax_backward_cuda);
-  m.impl("gapped_straight_through_backward", &gapped_straight_through_backward_cuda);
+  implement<&hard_sample_cuda<GumbelRao>>(m);
+  implement<&hard_sample_cuda<Zgr>>(m);
+  implement<&hard_sample_cuda<ReinMax>>(m);
+  implement<&hard_sample_cuda<GappedStraightThrough>>(m);
+  implement<&gumbel_rao_backward_cuda>(m);
+  implement<&zgr_backward_cuda>(m);
+  implement<&reinmax_backward_cuda>(m);
+  implement<&gapped_straight_through_backward_cuda>(m);
 }

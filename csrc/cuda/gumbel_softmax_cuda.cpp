@@ -1,14 +1,8 @@
-// The CUDA implementations of the ops: tensors in, launches out.
-#include <c10/cuda/CUDAFunctions.h>
+// The Gumbel-softmax sample, its index and its backward on CUDA.
+#include "gumbel_softmax_cuda.h"
+
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <cuda_runtime_api.h>
-#include <torch/library.h>
 
-#include <cmath>
-#include <limits>
-
-#include "backward_into.h"
 #include "tensors.h"
 
 namespace gumbel_ext {
@@ -26,14 +20,6 @@ const char* launch(Op op, ElementType type, const Params& params, const Plan& pl
     default:
       return launch_float16(op, params, plan, stream);
   }
-}
-
-Device current_device() {
-  const auto index = c10::cuda::current_device();
-  int multiprocessors = 1, major = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
-  return Device{multiprocessors, major >= 9};
 }
 
 // Strides of the logical [outer, classes, inner] that a tensor is seen as.
@@ -95,7 +81,7 @@ at::Tensor in_layout(const at::Tensor& t, const at::Tensor& like, const CallLayo
   return copy;
 }
 
-void settle(const at::Tensor& part, const at::Tensor& output) {
+void copy_back(const at::Tensor& part, const at::Tensor& output) {
   if (!output.is_same(part)) part.copy_(output);
 }
 
@@ -273,8 +259,7 @@ class Call {
     kept_.push_back(at::empty({rows}, like_.options().dtype(at::kLong)));
     int64_t* table = kept_.back().mutable_data_ptr<int64_t>();
     p.row_positions = table;
-    check_launch(op_, launch_positions(row_positions_, rows, table,
-                                       c10::cuda::getCurrentCUDAStream().stream()));
+    check_launch(op_, launch_positions(row_positions_, rows, table, current_stream()));
   }
 
   const char* run(Op op, const Plan& plan) {
@@ -283,7 +268,7 @@ class Call {
       kept_.push_back(at::empty({bytes}, like_.options().dtype(at::kByte)));
       p.partials = kept_.back().mutable_data_ptr();
     }
-    return launch(op, type_, p, plan, c10::cuda::getCurrentCUDAStream().stream());
+    return launch(op, type_, p, plan, current_stream());
   }
 
   const char* op_;
@@ -300,173 +285,9 @@ class Call {
   std::vector<at::Tensor> kept_;
 };
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> gumbel_softmax_cuda(
-    const at::Tensor& logits, double tau, const OptionalTensor& tau_tensor, bool hard, int64_t dim,
-    const OptionalTensor& mask, bool return_index, std::optional<at::Generator> generator,
-    const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "gumbel_softmax";
-  dim = check_forward(op, logits, tau, tau_tensor, dim, mask, generator, rng_state, positions);
-  if (tau_tensor && tau_tensor->is_cpu()) check_tau_values(op, tau_tensor->to(at::kDouble));
-
-  const auto integers = logits.options().dtype(at::kLong);
-  at::Tensor index = return_index ? at::empty_symint(shape_without(logits, dim), integers)
-                                  : at::empty({0}, integers);
-  if (logits.numel() == 0) {
-    if (return_index) index.fill_(-1);
-    return {at::empty_like(logits), index, at::zeros({2}, integers)};
-  }
-  const c10::cuda::CUDAGuard guard(logits.device());
-  at::Tensor used = at::empty({2}, integers), y = at::empty_like(logits), on_device;
-  const RandomSource random = random_source(generator, rng_state, on_device);
-  forward_into(op, hard ? Op::kHard : Op::kSoft, logits, tau, tau_tensor, dim, mask, &random,
-               positions, y, return_index ? OptionalTensor(index) : std::nullopt, used);
-  return {y, index, used};
-}
-
-at::Tensor gumbel_argmax_cuda(const at::Tensor& logits, int64_t dim, bool keepdim,
-                              const OptionalTensor& mask, std::optional<at::Generator> generator,
-                              const OptionalTensor& rng_state,
-                              at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "gumbel_argmax";
-  dim = check_forward(op, logits, 1.0, std::nullopt, dim, mask, generator, rng_state, positions);
-
-  at::Tensor index =
-      at::empty_symint(shape_without(logits, dim), logits.options().dtype(at::kLong));
-  if (logits.numel() == 0) {
-    index.fill_(-1);
-  } else {
-    const c10::cuda::CUDAGuard guard(logits.device());
-    at::Tensor on_device;
-    const RandomSource random = random_source(generator, rng_state, on_device);
-    forward_into(op, Op::kIndexOnly, logits, 1.0, std::nullopt, dim, mask, &random, positions,
-                 std::nullopt, index, std::nullopt);
-  }
-  return keepdim && logits.dim() > 0 ? index.unsqueeze_(dim) : index;
-}
-
-at::Tensor gumbel_topk_cuda(const at::Tensor& logits, c10::SymInt number, int64_t dim,
-                            const OptionalTensor& mask, std::optional<at::Generator> generator,
-                            const OptionalTensor& rng_state, at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "gumbel_topk";
-  const int64_t k = number.expect_int();
-  dim = check_topk(op, logits, k, dim, mask, generator, rng_state, positions);
-  const auto integers = logits.options().dtype(at::kLong);
-  at::Tensor index = at::empty_symint(shape_with(logits, dim, k), integers);
-  if (index.numel() == 0) return index;
-  const c10::cuda::CUDAGuard guard(logits.device());
-
-  // The kernels take rows of adjacent classes; positions stay those of the logits as they are.
-  const bool flat = logits.dim() == 0;
-  const at::Tensor x = flat ? logits.unsqueeze(0) : logits.movedim(dim, -1).contiguous();
-  const int64_t last = x.dim() - 1, classes = x.size(last), rows = x.numel() / classes;
-  TORCH_CHECK_VALUE(classes < std::numeric_limits<int32_t>::max() - 16, op,
-                    ": logits may have at most 2^31 - 17 classes on CUDA, got ", classes);
-  Positions places(logits.sizes(), positions);
-  if (flat) places.strides.push_back(1);
-  const int64_t class_places = places.strides[dim];
-  places.strides.erase(places.strides.begin() + dim);
-  places.strides.push_back(class_places);
-
-  Params p{};
-  p.k = k;
-  p.outer = rows;
-  p.classes = classes;
-  p.inner = 1;
-  p.outer_stride = classes;
-  p.class_stride = 1;
-  p.logits = x.const_data_ptr();
-  PositionGrid row_positions{};
-  const bool needs_table = set_positions(
-      p, static_cast<uint64_t>(places.base), static_cast<int>(x.dim()), x.sizes().data(),
-      places.strides.data(), static_cast<int>(last), &row_positions);
-  void* stream = c10::cuda::getCurrentCUDAStream().stream();
-  at::Tensor table, allowed, on_device;
-  if (needs_table) {
-    table = at::empty({rows}, integers);
-    p.row_positions = table.const_data_ptr<int64_t>();
-    check_launch(op,
-                 launch_positions(row_positions, rows, table.mutable_data_ptr<int64_t>(), stream));
-  }
-  if (mask) {
-    allowed = mask->expand(logits.sizes());
-    allowed = (flat ? allowed.unsqueeze(0) : allowed.movedim(dim, -1)).contiguous();
-    p.mask = static_cast<const std::uint8_t*>(allowed.const_data_ptr());
-    p.mask_outer_stride = classes;
-    p.mask_class_stride = 1;
-  }
-  p.random = random_source(generator, rng_state, on_device);
-
-  const ElementType type = element_type(logits.scalar_type());
-  const TopKPlan plan = make_topk_plan(type, p, current_device());
-  const at::Tensor scores = at::empty({plan.bytes}, logits.options().dtype(at::kByte));
-  p.partials = scores.mutable_data_ptr();
-  at::DimVector shape(x.sizes());
-  shape[last] = k;
-  at::Tensor chosen;
-  if (plan.sorts) {
-    check_launch(op, launch_topk(type, p, plan, stream));
-    const auto [values, order] = scores.view(compute_dtype(logits.scalar_type()))
-                                     .view(x.sizes())
-                                     .sort(/*stable=*/true, /*dim=*/-1, /*descending=*/true);
-    const double infinity = std::numeric_limits<double>::infinity();
-    chosen = order.narrow(-1, 0, k).masked_fill(values.narrow(-1, 0, k).eq(-infinity), -1);
-  } else {
-    chosen = at::empty(shape, integers);
-    p.index = chosen.mutable_data_ptr<int64_t>();
-    check_launch(op, launch_topk(type, p, plan, stream));
-  }
-  return index.copy_(flat ? chosen : chosen.movedim(-1, dim));
-}
-
-at::Tensor gumbel_noise_cuda(const at::Tensor& like, c10::SymIntArrayRef size,
-                             std::optional<at::Generator> generator,
-                             const OptionalTensor& rng_state,
-                             at::OptionalSymIntArrayRef positions) {
-  constexpr const char* op = "gumbel_noise";
-  check_noise(op, like, size, generator, rng_state, positions);
-  const c10::cuda::CUDAGuard guard(like.device());
-  at::Tensor noise = at::empty_symint(size, like.options());
-  if (noise.numel() == 0) return noise;
-  at::Tensor on_device;
-  const RandomSource random = random_source(generator, rng_state, on_device);
-  const Positions places(noise.sizes(), positions);
-  const PositionGrid grid =
-      merged_positions(static_cast<uint64_t>(places.base), static_cast<int>(noise.dim()),
-                       noise.sizes().data(), places.strides.data());
-  check_launch(op,
-               launch_noise(element_type(like.scalar_type()), random, grid, noise.numel(),
-                            noise.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream()));
-  return noise;
-}
-
-at::Tensor draw_rng_state_cuda(const at::Tensor& like, std::optional<at::Generator> generator,
-                               const OptionalTensor& /*after*/) {
-  // While a graph is captured only a kernel can read the generator.
-  const at::Tensor one = at::zeros({1}, like.options().dtype(at::kFloat));
-  return std::get<2>(gumbel_softmax_cuda(one, 1.0, std::nullopt, /*hard=*/true, 0, std::nullopt,
-                                         /*return_index=*/false, std::move(generator), std::nullopt,
-                                         std::nullopt));
-}
-
-at::Tensor noise_at_cuda(const at::Tensor& like, const at::Tensor& position,
-                         const at::Tensor& rng_state) {
-  constexpr const char* op = "noise_at";
-  check_noise_at(op, like, position, rng_state);
-  const c10::cuda::CUDAGuard guard(like.device());
-  const at::Tensor noise = at::empty(position.sizes(), like.options()),
-                   table = position.contiguous();
-  if (noise.numel() == 0) return noise;
-  at::Tensor on_device;
-  const RandomSource random = random_source(std::nullopt, rng_state, on_device);
-  PositionGrid grid{};
-  grid.table = table.const_data_ptr<int64_t>();
-  check_launch(op,
-               launch_noise(element_type(like.scalar_type()), random, grid, noise.numel(),
-                            noise.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream()));
-  return noise;
-}
-
 }  // namespace
+
+// ---- samples ------------------------------------------------------------------------------------
 
 void forward_into(const char* name, Op op, const at::Tensor& logits, double tau,
                   const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
@@ -496,33 +317,73 @@ void forward_into(const char* name, Op op, const at::Tensor& logits, double tau,
     call.set_tau(tau, tau_of(pieces, taus));
     call.set_mask(part_of(pieces, allowed));
     call.run(op);
-    if (y) settle(*y_part, out);
+    if (y) copy_back(*y_part, out);
   } while (pieces.next());
 }
 
-at::Tensor backward_into(const char* name, Op op, const at::Tensor& grad,
-                         const at::Tensor& logits_or_y, const at::Tensor& index, double tau,
-                         const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
-                         const OptionalTensor& rng_state, bool tau_grad,
-                         at::OptionalSymIntArrayRef positions, const at::Tensor& grad_logits) {
-  dim = check_backward(name, grad, logits_or_y, index, tau, tau_tensor, dim, mask, rng_state,
-                       positions);
+void sample_into(const GumbelSoftmax& a, const GumbelSoftmax::Result& out) {
+  const auto& [y, index, used_rng_state] = out;
+  if (a.logits.numel() == 0) {
+    index.fill_(-1);
+    used_rng_state.zero_();
+    return;
+  }
+  const c10::cuda::CUDAGuard guard(a.logits.device());
+  at::Tensor on_device;
+  const RandomSource random = random_source(a.generator, a.rng_state, on_device);
+  forward_into(name_of<GumbelSoftmax>(), a.hard ? Op::kHard : Op::kSoft, a.logits, a.tau,
+               a.tau_tensor, a.dim, a.mask, &random, a.positions, y,
+               a.return_index ? OptionalTensor(index) : std::nullopt, used_rng_state);
+}
 
-  at::Tensor grad_tau = empty_grad_tau(logits_or_y, dim, tau_grad);
-  if (logits_or_y.numel() == 0) return grad_tau.zero_();
+GumbelSoftmax::Result sample(const GumbelSoftmax& a) {
+  const auto out = a.allocate();
+  sample_into(a, out);
+  return out;
+}
 
-  const c10::cuda::CUDAGuard guard(logits_or_y.device());
-  const at::Tensor indices = index.contiguous();
+at::Tensor argmax(const GumbelArgmax& a) {
+  const at::Tensor index = a.allocate();
+  if (a.logits.numel() == 0) return index.fill_(-1);
+  const c10::cuda::CUDAGuard guard(a.logits.device());
+  // One number a row, of the shape without dim.
+  const at::Tensor of_rows = a.keepdim && a.logits.dim() > 0 ? index.squeeze(a.dim) : index;
+  at::Tensor on_device;
+  const RandomSource random = random_source(a.generator, a.rng_state, on_device);
+  forward_into(name_of<GumbelArgmax>(), Op::kIndexOnly, a.logits, 1.0, std::nullopt, a.dim, a.mask,
+               &random, a.positions, std::nullopt, of_rows, std::nullopt);
+  return index;
+}
+
+at::Tensor draw_state(const at::Tensor& like, const std::optional<at::Generator>& generator) {
+  // While a graph is captured only a kernel can read the generator.
+  GumbelSoftmax one{at::zeros({1}, like.options().dtype(at::kFloat))};
+  one.hard = true;
+  one.dim = 0;
+  one.generator = generator;
+  return std::get<2>(sample(one));
+}
+
+// ---- their backward -----------------------------------------------------------------------------
+
+void backward_into(const char* name, Op op, const GumbelSoftmaxHardBackward& a,
+                   const at::Tensor& grad_logits, const at::Tensor& grad_tau) {
+  if (a.logits.numel() == 0) {
+    grad_tau.zero_();
+    return;
+  }
+  const c10::cuda::CUDAGuard guard(a.logits.device());
+  const at::Tensor indices = a.index.contiguous();
   at::Tensor on_device;
   RandomSource random{};
-  if (rng_state) random = random_source(std::nullopt, rng_state, on_device);
-  const OptionalTensor taus = tau_of_rows(tau_tensor, logits_or_y, dim),
-                       allowed = expanded(mask, logits_or_y.sym_sizes());
-  Pieces pieces(logits_or_y, dim, positions);
+  if (op == Op::kBackwardRecompute) random = random_source(std::nullopt, a.rng_state, on_device);
+  const OptionalTensor taus = tau_of_rows(a.tau_tensor, a.logits, a.dim),
+                       allowed = expanded(a.mask, a.logits.sym_sizes());
+  Pieces pieces(a.logits, a.dim, a.positions);
   do {
     const at::Tensor part = pieces.logits(), grad_part = pieces.of(grad_logits);
-    Call call(name, part, dim, pieces);
-    const at::Tensor input = call.input(part), dy = call.input(pieces.of(grad));
+    Call call(name, part, a.dim, pieces);
+    const at::Tensor input = call.input(part), dy = call.input(pieces.of(a.grad));
     const at::Tensor out = call.output(grad_part);
     if (op == Op::kBackward) {
       // Kernels that read y only, which others write, share the field.
@@ -534,46 +395,42 @@ at::Tensor backward_into(const char* name, Op op, const at::Tensor& grad,
     call.p.grad = dy.const_data_ptr();
     call.p.grad_logits = out.mutable_data_ptr();
     call.p.index = const_cast<int64_t*>(pieces.of(indices).const_data_ptr<int64_t>());
-    if (tau_grad) call.p.grad_tau = pieces.of(grad_tau).mutable_data_ptr();
-    call.set_tau(tau, tau_of(pieces, taus));
+    if (a.tau_grad) call.p.grad_tau = pieces.of(grad_tau).mutable_data_ptr();
+    call.set_tau(a.tau, tau_of(pieces, taus));
     call.set_mask(part_of(pieces, allowed));
     call.run(op);
-    settle(grad_part, out);
+    copy_back(grad_part, out);
   } while (pieces.next());
-  return grad_tau;
 }
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> backward_cuda(const char* name, Op op, const at::Tensor& grad,
-                                                 const at::Tensor& logits_or_y,
-                                                 const at::Tensor& index, double tau,
-                                                 const OptionalTensor& tau_tensor, int64_t dim,
-                                                 const OptionalTensor& mask,
-                                                 const OptionalTensor& rng_state, bool tau_grad,
-                                                 at::OptionalSymIntArrayRef positions) {
-  check_logits(name, logits_or_y);
-  const at::Tensor grad_logits = at::empty_like(logits_or_y);
-  const at::Tensor grad_tau = backward_into(name, op, grad, logits_or_y, index, tau, tau_tensor,
-                                            dim, mask, rng_state, tau_grad, positions, grad_logits);
-  return {grad_logits, grad_tau};
+using Gradients = std::tuple<at::Tensor, at::Tensor>;
+
+GumbelSoftmax::Result gumbel_softmax_cuda(GumbelSoftmax& a) {
+  const auto out = a.prepare();
+  check_tau_on_host(a);
+  sample_into(a, out);
+  return out;
 }
 
-std::tuple<at::Tensor, at::Tensor> gumbel_softmax_backward_cuda(const at::Tensor& grad,
-                                                                const at::Tensor& y,
-                                                                const at::Tensor& index, double tau,
-                                                                const OptionalTensor& tau_tensor,
-                                                                int64_t dim, bool tau_grad) {
-  return backward_cuda("gumbel_softmax_backward", Op::kBackward, grad, y, index, tau, tau_tensor,
-                       dim, std::nullopt, std::nullopt, tau_grad, std::nullopt);
+at::Tensor gumbel_argmax_cuda(GumbelArgmax& a) {
+  check_rows(a);
+  return argmax(a);
 }
 
-std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_cuda(
-    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& index, double tau,
-    const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
-    const at::Tensor& rng_state, bool tau_grad, at::OptionalSymIntArrayRef positions) {
-  return backward_cuda("gumbel_softmax_hard_backward", Op::kBackwardRecompute, grad, logits, index,
-                       tau, tau_tensor, dim, mask, rng_state, tau_grad, positions);
+Gradients gumbel_softmax_backward_cuda(GumbelSoftmaxBackward& a) {
+  const auto out = a.prepare();
+  backward_into(name_of<GumbelSoftmaxBackward>(), Op::kBackward, from_y(a), std::get<0>(out),
+                std::get<1>(out));
+  return out;
+}
+
+Gradients gumbel_softmax_hard_backward_cuda(GumbelSoftmaxHardBackward& a) {
+  const auto out = a.prepare();
+  backward_into(name_of<GumbelSoftmaxHardBackward>(), Op::kBackwardRecompute, a, std::get<0>(out),
+                std::get<1>(out));
+  return out;
 }
 
 }  // namespace
@@ -582,12 +439,9 @@ std::tuple<at::Tensor, at::Tensor> gumbel_softmax_hard_backward_cuda(
 
 TORCH_LIBRARY_IMPL(gumbel_ext, CUDA, m) {
   using namespace gumbel_ext::cuda;
-  m.impl("gumbel_softmax", &gumbel_softmax_cuda);
-  m.impl("gumbel_argmax", &gumbel_argmax_cuda);
-  m.impl("gumbel_topk", &gumbel_topk_cuda);
-  m.impl("gumbel_noise", &gumbel_noise_cuda);
-  m.impl("draw_rng_state", &draw_rng_state_cuda);
-  m.impl("noise_at", &noise_at_cuda);
-  m.impl("gumbel_softmax_backward", &gumbel_softmax_backward_cuda);
-  m.impl("gumbel_softmax_hard_backward", &gumbel_softmax_hard_backward_cuda);
+  using gumbel_ext::implement;
+  implement<&gumbel_softmax_cuda>(m);
+  implement<&gumbel_argmax_cuda>(m);
+  implement<&gumbel_softmax_backward_cuda>(m);
+  implement<&gumbel_softmax_hard_backward_cuda>(m);
 }

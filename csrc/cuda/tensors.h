@@ -2,6 +2,9 @@
 #pragma once
 
 #include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <limits>
@@ -26,14 +29,33 @@ inline ElementType element_type(at::ScalarType type) {
   }
 }
 
-// Whether a look at its values waits for no device. Under emulation the device's tensors are the
-// CPU's: only a single number, which may be the CPU's beside a GPU too, counts as one of the host.
+// Whether its values are readable without a device sync. Under emulation the device's tensors are
+// the CPU's: only a single number, which may be the CPU's beside a GPU too, counts as one of the
+// host.
 inline bool on_host(const at::Tensor& t) {
 #if defined(GUMBEL_EXT_EMULATE_CUDA)
   return t.dim() == 0;
 #else
   return t.is_cpu();
 #endif
+}
+
+inline void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+inline Device current_device() {
+  const auto index = c10::cuda::current_device();
+  int multiprocessors = 1, major = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+  return Device{multiprocessors, major >= 9};
+}
+
+// Checks the values of a temperature that can be read without a device sync.
+template <class Op>
+void check_tau_on_host(const Op& a) {
+  if (a.tau_tensor && a.tau_tensor->is_cpu()) {
+    check_tau_values(name_of<Op>(), a.tau_tensor->to(at::kDouble));
+  }
 }
 
 // A call reserves two Philox blocks, eight words, of the generator.

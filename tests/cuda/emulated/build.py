@@ -20,17 +20,6 @@ from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
-# Functions of the module that the operators call, and that it does not export.
-SHARED_WITH_THE_MODULE = (
-    "arguments.cpp",
-    "autograd_levels.cpp",
-    "concrete_density.cpp",
-    "embedding.cpp",
-    "embedding_lookup.cpp",
-    "library.cpp",
-)
-
-
 def flags() -> list[str]:
     found = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
     found += ["-Wno-unknown-pragmas", "-DGUMBEL_EXT_EMULATE_CUDA"]
@@ -52,7 +41,10 @@ def ninja_file(folder: Path) -> str:
     sources |= {HERE.parent / "emulation.cpp": "-O2"}
     sources |= dict.fromkeys(sorted((ROOT / "csrc" / "cuda").glob("*.cpp")), operators)
     sources |= {HERE / "take_over.cpp": operators}
-    sources |= {ROOT / "csrc" / name: shared for name in SHARED_WITH_THE_MODULE}
+    # Functions of the module that the operators call, and that it does not export.
+    for pattern in ("*.cpp", "ops/*.cpp"):
+        sources |= dict.fromkeys(sorted((ROOT / "csrc").glob(pattern)), shared)
+    del sources[ROOT / "csrc" / "module.cpp"]
     libraries = Path(torch.__file__).resolve().parent / "lib"
     lines = [
         f"cxx = {os.environ.get('CXX', 'g++')} {' '.join(flags())}",

@@ -23,22 +23,23 @@ struct Grouped {
   std::vector<c10::SymInt> positions;
   bool has_groups;
 
-  Grouped(const at::Tensor& given, const at::Tensor& codebook, const OptionalTensor& tau_tensor,
-          int64_t d, const OptionalTensor& given_mask, at::OptionalSymIntArrayRef given_positions)
-      : weight(codebook.dim() == 3 ? codebook : codebook.unsqueeze(0)),
-        dim(d),
-        has_groups(codebook.dim() == 3) {
+  // Of the op or of its backward.
+  template <class Op>
+  explicit Grouped(const Op& a)
+      : weight(a.weight.dim() == 3 ? a.weight : a.weight.unsqueeze(0)),
+        dim(a.dim),
+        has_groups(a.weight.dim() == 3) {
     const c10::SymInt groups = weight.sym_size(0), classes = weight.sym_size(1);
-    const int64_t behind = given.dim() - 1 - dim;
+    const int64_t behind = a.logits.dim() - 1 - dim;
     const c10::SymInt sizes[] = {groups, classes};
-    logits = given.unflatten_symint(dim, sizes);
-    if (tau_tensor) {
-      const int64_t place = tau_tensor->dim() - 1 - behind;
-      tau = place < 0 ? *tau_tensor : tau_tensor->unsqueeze(place);
+    logits = a.logits.unflatten_symint(dim, sizes);
+    if (a.tau_tensor) {
+      const int64_t place = a.tau_tensor->dim() - 1 - behind;
+      tau = place < 0 ? *a.tau_tensor : a.tau_tensor->unsqueeze(place);
     }
-    if (given_mask) mask = split_groups(*given_mask, behind, groups, classes);
-    if (given_positions) {
-      positions.assign(given_positions->begin(), given_positions->end());
+    if (a.mask) mask = split_groups(*a.mask, behind, groups, classes);
+    if (a.positions) {
+      positions.assign(a.positions->begin(), a.positions->end());
       const c10::SymInt stride = positions[static_cast<size_t>(dim) + 1];
       positions.insert(positions.begin() + dim + 1, stride * classes);
     }
