@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cuda_only
 
 OPS = torch.ops.gumbel_ext
 
-# What csrc/cuda/launch_estimators.cu tells apart: parts of a warp, warps, blocks, and rows that
+# What csrc/cuda/plan.cpp tells apart: parts of a warp, warps, blocks, and rows that
 # are not held; rows that begin amid a Philox block.
 SHAPES = [(1, 1), (37, 3), (64, 16), (41, 31), (20, 64), (9, 70), (5, 513), (6, 1000), (3, 4096)]
 SHAPES += [(3, 4099), (2, 9000)]

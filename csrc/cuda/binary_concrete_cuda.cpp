@@ -3,7 +3,7 @@
 
 #include "../ops/binary_concrete.h"
 #include "../row_tensors.h"
-#include "binary_params.h"
+#include "binary_concrete_params.h"
 #include "tensors.h"
 
 namespace gumbel_ext {

@@ -19,8 +19,7 @@ struct ColumnView {
   bool consecutive;                       // in noise positions
 
   template <class T>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static ColumnView of(const Params& p,
-                                                                std::int64_t lane) {
+  GUMBEL_EXT_DEVICE static ColumnView of(const Params& p, std::int64_t lane) {
     const std::int64_t per_outer = (p.inner + kColumnsPerLane - 1) / kColumnsPerLane;
     const std::int64_t o = lane / per_outer, i = lane % per_outer * kColumnsPerLane;
     const bool exists = o < p.outer;
@@ -47,23 +46,21 @@ struct ColumnView {
   }
 
   // The noise position of class 0.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::uint64_t column_position(const Params& p,
-                                                                         int column) const {
+  GUMBEL_EXT_DEVICE std::uint64_t column_position(const Params& p, int column) const {
     if (p.row_positions != nullptr) {
       return position_in_table(p, row + column);
     }
     return position + static_cast<std::uint64_t>(static_cast<std::int64_t>(column)) *
                           static_cast<std::uint64_t>(p.position_inner_stride);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool allowed(const Params& p, int column, int c) const {
+  GUMBEL_EXT_DEVICE bool allowed(const Params& p, int column, int c) const {
     return p.mask == nullptr || p.mask[mask_offset + column * p.mask_inner_stride +
                                        static_cast<std::int64_t>(c) * p.mask_class_stride] != 0;
   }
 
  private:
   template <class T>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static bool aligned(const void* base,
-                                                               std::int64_t first) {
+  GUMBEL_EXT_DEVICE static bool aligned(const void* base, std::int64_t first) {
     return (reinterpret_cast<std::uintptr_t>(base) +
             static_cast<std::uintptr_t>(first) * sizeof(T)) %
                (sizeof(T) == 2 ? 8 : 16) ==
@@ -81,9 +78,8 @@ union FourElements {
 };
 
 template <class T, class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load_columns(const void* base, const Params& p,
-                                                           const ColumnView& view, int c,
-                                                           Scalar (&out)[kColumnsPerLane]) {
+GUMBEL_EXT_DEVICE void load_columns(const void* base, const Params& p, const ColumnView& view,
+                                    int c, Scalar (&out)[kColumnsPerLane]) {
   const T* address = static_cast<const T*>(base) + (view.offset + c * p.class_stride);
   if (view.vector) {
     FourElements<T> all;
@@ -103,9 +99,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load_columns(const void* base, con
 }
 
 template <class T, class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_columns(void* base, const Params& p,
-                                                            const ColumnView& view, int c,
-                                                            const Scalar (&in)[kColumnsPerLane]) {
+GUMBEL_EXT_DEVICE void store_columns(void* base, const Params& p, const ColumnView& view, int c,
+                                     const Scalar (&in)[kColumnsPerLane]) {
   T* address = static_cast<T*>(base) + (view.offset + c * p.class_stride);
   if (view.vector) {
     FourElements<T> all;
@@ -124,13 +119,12 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_columns(void* base, const Pa
 }
 
 template <class T, class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_columns(const Params& p, const ColumnView& view,
-                                                            int c, NoiseSource& noise,
-                                                            Scalar (&z)[kColumnsPerLane]) {
+GUMBEL_EXT_DEVICE void noisy_columns(const Params& p, const ColumnView& view, int c,
+                                     NoiseSource& noise, Scalar (&z)[kColumnsPerLane]) {
   load_columns<T>(p.logits, p, view, c, z);
   if (view.consecutive) {
     noise.add_four(view.position + class_distance(p, c), z);
-  } else {
+  } else if (p.position_class_stride != cuda::kNoNoise) {
 #pragma unroll 1
     for (int j = 0; j < kColumnsPerLane; ++j) {
       Scalar own = z[0];
@@ -153,8 +147,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_columns(const Params& p, con
 // Combines, once in a kernel, what the warps of a block found for the same columns, in the order of
 // the warps, by the operation op_of(j) for the j-th column of each lane.
 template <int kWarps, class V, class OpOf>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void merge_warps(V (&of_columns)[kColumnsPerLane],
-                                                          OpOf op_of) {
+GUMBEL_EXT_DEVICE void merge_warps(V (&of_columns)[kColumnsPerLane], OpOf op_of) {
   if constexpr (kWarps == 1) return;
   GUMBEL_EXT_SHARED(V, parts, kWarps * kColumnsPerLane * 32);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -175,9 +168,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void merge_warps(V (&of_columns)[kColum
 
 // A column that is not ordinary; see settle_row().
 template <class T>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowKind settle_column(const Params& p,
-                                                               const ColumnView& view, int column,
-                                                               int* index) {
+GUMBEL_EXT_DEVICE RowKind settle_column(const Params& p, const ColumnView& view, int column,
+                                        int* index) {
   int first_allowed = kNoIndex;
   for (int c = 0; c < static_cast<int>(p.classes); ++c) {
     if (!view.allowed(p, column, c)) continue;
@@ -193,7 +185,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowKind settle_column(const Params& p,
   return *index < 0 ? RowKind::kForbidden : RowKind::kNaN;
 }
 
-template <class T, int kWarps>
+// Writes y or, if kLog, log y, which has no index.
+template <class T, int kWarps, bool kLog>
 GUMBEL_EXT_KERNEL(kWarps * 32, sizeof(T) == 8 ? 256 : 512)
 soft_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
@@ -234,29 +227,29 @@ soft_columns_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   // One temperature a column.
   merge_warps<kWarps>(total, [&](int j) { return MergeSums<Scalar>{tau[j].exponent_scale}; });
 
-  Scalar factor[kColumnsPerLane];
+  Scalar share[kColumnsPerLane];
   bool special[kColumnsPerLane];
 #pragma unroll
   for (int j = 0; j < kColumnsPerLane; ++j) {
     const Best<Scalar>& best = total[j].best;
     int index = best.index;
-    factor[j] = refined_reciprocal(total[j].sum);
+    share[j] = share_of<kLog>(total[j].sum);
     special[j] = j < view.columns && (!(total[j].sum < infinity<Scalar>()) ||
                                       best.value == infinity<Scalar>() || index == kNoIndex);
     if (special[j]) {
       const RowKind kind = settle_column<T>(p, view, j, &index);
-      factor[j] = kind == RowKind::kForbidden ? 0 : quiet_nan<Scalar>();
+      share[j] = fill_of<kLog, Scalar>(kind);
     }
-    if (p.index != nullptr && warp == 0 && j < view.columns) p.index[view.row + j] = index;
+    if (!kLog && p.index != nullptr && warp == 0 && j < view.columns) {
+      p.index[view.row + j] = index;
+    }
   }
   for (int c = warp; c < (view.columns > 0 ? classes : 0); c += kWarps) {
     Scalar z[kColumnsPerLane];
     noisy_columns<T>(p, view, c, noise, z);
 #pragma unroll
     for (int j = 0; j < kColumnsPerLane; ++j) {
-      const Scalar e =
-          power_of_two(multiply(add(z[j], -total[j].best.value), tau[j].exponent_scale));
-      z[j] = special[j] ? factor[j] : multiply(e, factor[j]);
+      z[j] = special[j] ? share[j] : result_of<kLog>(z[j], total[j].best.value, tau[j], share[j]);
     }
     store_columns<T>(p.y, p, view, c, z);
   }

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "../ops/concrete_density.h"
+#include "concrete_density_params.h"
 #include "rows_builder.h"
 
 namespace gumbel_ext {

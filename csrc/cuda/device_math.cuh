@@ -261,7 +261,7 @@ GUMBEL_EXT_INLINE double infinity<double>() {
 }
 template <class Scalar>
 GUMBEL_EXT_INLINE Scalar quiet_nan();
-// As CUDA's arithmetic makes it, so that the emulation meets it too.
+// The NaN that CUDA's arithmetic makes, so that the emulation meets it too.
 template <>
 GUMBEL_EXT_INLINE float quiet_nan<float>() {
   return real_of(std::uint32_t{0x7FFFFFFF});
@@ -271,7 +271,7 @@ GUMBEL_EXT_INLINE double quiet_nan<double>() {
   return real_of(std::uint64_t{0x7FF8000000000000});
 }
 
-// The type that a stored type is computed in, and how many elements a thread loads at once: 16
+// The accumulate type of a stored type, and how many elements a thread loads at once: 16
 // bytes, and never fewer than the four that share a Philox block.
 template <class T>
 struct Element {

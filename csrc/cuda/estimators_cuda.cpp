@@ -90,7 +90,7 @@ at::Tensor gumbel_rao_backward_cuda(GumbelRaoBackward& a) {
     p.random = random_source(std::nullopt, a.rng_state, on_device);
     p.draws = a.k.expect_int();
     p.draws_at_once = kDrawsAtOnce;
-    if (p.classes > gumbel_rao_held(p.type) && p.draws > kDrawsAtOnce) {
+    if (make_gumbel_rao_plan(p.type, p.classes).groups == 0 && p.draws > kDrawsAtOnce) {
       p.sums = p.grad_logits;
       if (element_bytes(p.type) == 2) {
         sums = at::empty({p.rows, p.classes}, a.logits.options().dtype(at::kFloat));

@@ -1,7 +1,7 @@
 // What the backwards of the estimators of hard samples' gradients are told.
 #pragma once
 
-#include "concrete_params.h"
+#include "rows_params.h"
 
 namespace gumbel_ext {
 namespace cuda {
@@ -13,7 +13,7 @@ struct EstimatorParams : RowsParams {
   RowOperand mask;            // of bytes; data may be null
   const std::int64_t* index;  // [rows]: the chosen class, or -1 of a row that the mask forbids
   void* grad_logits;          // [rows, classes]
-  // Of kGapped, a positive normal number of the type computed in; 0: that of the row, by the
+  // The gap of kGapped, a positive normal number of the accumulate type; 0: each row's own, by the
   // probability of its class.
   double gap;
   float gap_float32;
@@ -22,17 +22,22 @@ struct EstimatorParams : RowsParams {
 struct GumbelRaoParams : EstimatorParams {
   RandomSource random;
   std::int64_t draws, draws_at_once;  // of a row that is not held; at most kDrawsAtOnce
-  // [rows, classes] of the type computed in: sums over draws, where not all are made at once. May
+  // [rows, classes] of the accumulate type: sums over draws, where not all are made at once. May
   // be grad_logits, if that is of the type. Null: there are few enough draws.
   void* sums;
 };
 
-// Classes that a row may have to stay in registers for all draws; draws whose sums a block has room
-// for.
-constexpr std::int64_t gumbel_rao_held(ElementType type) {
-  return type == ElementType::kFloat64 ? 2048 : 4096;
-}
+// Draws whose sums a block has room for.
 constexpr std::int64_t kDrawsAtOnce = 1024;
+
+// How a row is taken: by a team of that many threads, each of which holds so many groups; none if
+// the row is streamed.
+struct HeldRowPlan {
+  int team, groups;
+};
+constexpr int held_row_groups(ElementType type) { return type == ElementType::kFloat64 ? 2 : 4; }
+HeldRowPlan make_estimator_plan(ElementType type, std::int64_t classes);
+HeldRowPlan make_gumbel_rao_plan(ElementType type, std::int64_t classes);
 
 // Launch on `stream`; return the name of the first CUDA error, or null.
 const char* launch_estimator(Estimator estimator, const EstimatorParams& params, void* stream);

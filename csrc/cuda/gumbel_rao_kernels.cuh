@@ -1,7 +1,7 @@
 // The Gumbel-Rao gradient of hard samples: the mean over K conditional draws, a team of threads a
 // row. estimators.cpp has the formulas and their source.
 //
-// Of a draw with exponentials E, and i the chosen class,
+// In a draw with exponentials E, where i is the chosen class,
 //     1 / r_j = (1 + E_j / (p_j E_i))^(1 / tau),    r_i = 1,    y = r / sum r
 // and log(1 + X) is log(E_i + E_j / p_j) - log E_i: no division, and E_i is the same for all. In
 // float32 both logarithms and the power are the hardware's. An error of 2^-22 of a logarithm, or
@@ -9,7 +9,7 @@
 // what the rounding of the noise itself comes to.
 #pragma once
 
-#include "estimator_kernels.cuh"
+#include "estimators_kernels.cuh"
 #include "noise.cuh"
 
 namespace gumbel_ext {
@@ -18,10 +18,8 @@ inline namespace GUMBEL_EXT_ISA {
 using cuda::GumbelRaoParams;
 
 // The logarithm that costs least, for normal x > 0 and infinity; what makes it one to base 2.
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float some_log(float x) { return log2_approximate(x); }
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY double some_log(double x) {
-  return x < infinity<double>() ? natural_log(x) : x;
-}
+GUMBEL_EXT_DEVICE float some_log(float x) { return log2_approximate(x); }
+GUMBEL_EXT_DEVICE double some_log(double x) { return x < infinity<double>() ? natural_log(x) : x; }
 template <class Scalar>
 constexpr Scalar kSomeLogOf2 = sizeof(Scalar) == 4 ? Scalar(1) : Scalar(0.693147180559945309417);
 
@@ -34,7 +32,7 @@ struct GumbelRaoRow {
 
   // Where the reciprocal of a class's probability is no number, even times the largest E. (e^60 and
   // 2^31 classes make one of float32, e^600 of float64.)
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool any_far(const Scalar (&l)[kRowGroup]) const {
+  GUMBEL_EXT_DEVICE bool any_far(const Scalar (&l)[kRowGroup]) const {
     constexpr Scalar most = sizeof(Scalar) == 4 ? 60 : 600;
     bool far = false;
 #pragma unroll
@@ -43,10 +41,11 @@ struct GumbelRaoRow {
     }
     return far;
   }
-  // That reciprocal, or its logarithm if `far`; 0 of the chosen class, whose r is 1 then.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void weights(const EstimatorRow<Scalar>& row, int c,
-                                                        const Scalar (&l)[kRowGroup], bool far,
-                                                        Scalar (&w)[kRowGroup]) const {
+  // The reciprocals of probabilities, or their logarithms if `far`; 0 for the chosen class, whose r
+  // is 1 then.
+  GUMBEL_EXT_DEVICE void weights(const EstimatorRow<Scalar>& row, int c,
+                                 const Scalar (&l)[kRowGroup], bool far,
+                                 Scalar (&w)[kRowGroup]) const {
 #pragma unroll
     for (int v = 0; v < kRowGroup; ++v) {
       const Scalar distance = add(l[v], -top);
@@ -61,9 +60,8 @@ struct GumbelRaoRow {
   }
 
   // E becomes r.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void turn(const Scalar (&w)[kRowGroup], bool far,
-                                                     Scalar chosen, Scalar log_chosen,
-                                                     Scalar (&e)[kRowGroup]) const {
+  GUMBEL_EXT_DEVICE void turn(const Scalar (&w)[kRowGroup], bool far, Scalar chosen,
+                              Scalar log_chosen, Scalar (&e)[kRowGroup]) const {
     if (far) {
 #pragma unroll
       for (int v = 0; v < kRowGroup; ++v) {
@@ -75,7 +73,7 @@ struct GumbelRaoRow {
     } else {
 #pragma unroll
       for (int v = 0; v < kRowGroup; ++v) {
-        // Of neighbouring numbers the hardware's logarithm may be the wrong way round.
+        // The hardware may give neighbouring numbers logarithms in the wrong order.
         e[v] =
             larger_or_nan(add(some_log(multiply_add(w[v], e[v], chosen)), -log_chosen), Scalar(0));
       }
@@ -85,9 +83,9 @@ struct GumbelRaoRow {
   }
 
   template <class Team, int kGroups>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static GumbelRaoRow of(
-      Team& team, const GumbelRaoParams& p, const EstimatorRow<Scalar>& row,
-      const RowGroups<Scalar, Team, kGroups>& groups) {
+  GUMBEL_EXT_DEVICE static GumbelRaoRow of(Team& team, const GumbelRaoParams& p,
+                                           const EstimatorRow<Scalar>& row,
+                                           const RowGroups<Scalar, Team, kGroups>& groups) {
     const auto sums = sums_of_row<false>(team, row, groups, Scalar(0));
     GumbelRaoRow r;
     r.top = sums.top;
@@ -105,20 +103,19 @@ template <class Scalar>
 struct DrawTerms {
   Scalar inverse, shift;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static DrawTerms of(const SoftmaxSums<Scalar>& sums) {
+  GUMBEL_EXT_DEVICE static DrawTerms of(const SoftmaxSums<Scalar>& sums) {
     const Scalar inverse = reciprocal(sums.sum);
     return {inverse, multiply(multiply(sums.dot, inverse), inverse)};
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar added(Scalar acc, Scalar r, Scalar d) const {
+  GUMBEL_EXT_DEVICE Scalar added(Scalar acc, Scalar r, Scalar d) const {
     return multiply_add(r, multiply_add(d, inverse, -shift), acc);
   }
 };
 
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void write_means(const GumbelRaoParams& p,
-                                                          const EstimatorRow<Scalar>& row,
-                                                          const GumbelRaoRow<Scalar>& result, int c,
-                                                          Scalar (&acc)[kRowGroup]) {
+GUMBEL_EXT_DEVICE void write_means(const GumbelRaoParams& p, const EstimatorRow<Scalar>& row,
+                                   const GumbelRaoRow<Scalar>& result, int c,
+                                   Scalar (&acc)[kRowGroup]) {
   const Scalar share = Scalar(1) / static_cast<Scalar>(p.draws);
 #pragma unroll
   for (int v = 0; v < kRowGroup; ++v) {

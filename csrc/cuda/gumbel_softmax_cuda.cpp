@@ -230,6 +230,12 @@ class Call {
     p.mask_inner_stride = l.inner_stride;
   }
 
+  void set_no_noise() {
+    gumbel_ext::cuda::set_no_noise(p);
+    gumbel_ext::cuda::set_no_noise(planned_);
+    rows_need_positions_ = false;
+  }
+
   void run(Op op) {
     if (rows_need_positions_) write_row_positions();
     Device device = current_device();
@@ -283,35 +289,51 @@ class Call {
 
 // ---- samples ------------------------------------------------------------------------------------
 
+void forward_into(const char* name, Op op, const at::Tensor& logits, double tau,
+                  const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+                  const RandomSource* random, at::OptionalSymIntArrayRef positions,
+                  const OptionalTensor& y, const OptionalTensor& index,
+                  const OptionalTensor& used_state) {
+  const OptionalTensor taus = tau_of_rows(tau_tensor, logits, dim),
+                       allowed = expanded(mask, logits.sym_sizes());
+  Pieces pieces(logits, dim, positions);
+  do {
+    const at::Tensor part = pieces.logits();
+    Call call(name, part, dim, pieces);
+    const at::Tensor x = call.input(part);
+    call.p.logits = x.const_data_ptr();
+    const OptionalTensor y_part = part_of(pieces, y);
+    const at::Tensor out = y ? call.output(*y_part) : at::Tensor();
+    if (y) call.p.y = out.mutable_data_ptr();
+    if (index) call.p.index = pieces.of(*index).mutable_data_ptr<int64_t>();
+    if (random == nullptr) {
+      call.set_no_noise();
+    } else {
+      call.p.random = *random;
+      if (used_state && pieces.first()) {
+        call.p.used_state = used_state->mutable_data_ptr<int64_t>();
+      }
+    }
+    call.set_tau(tau, tau_of(pieces, taus));
+    call.set_mask(part_of(pieces, allowed));
+    call.run(op);
+    if (y) copy_back(*y_part, out);
+  } while (pieces.next());
+}
+
 void sample_into(const GumbelSoftmax& a, const GumbelSoftmax::Result& out) {
-  constexpr const char* op = name_of<GumbelSoftmax>();
   const auto& [y, index, used_rng_state] = out;
-  const at::Tensor& logits = a.logits;
-  if (logits.numel() == 0) {
+  if (a.logits.numel() == 0) {
     index.fill_(-1);
     used_rng_state.zero_();
     return;
   }
-  const c10::cuda::CUDAGuard guard(logits.device());
+  const c10::cuda::CUDAGuard guard(a.logits.device());
   at::Tensor on_device;
   const RandomSource random = random_source(a.generator, a.rng_state, on_device);
-  const OptionalTensor taus = tau_of_rows(a.tau_tensor, logits, a.dim),
-                       allowed = expanded(a.mask, logits.sym_sizes());
-  Pieces pieces(logits, a.dim, a.positions);
-  do {
-    const at::Tensor part = pieces.logits(), y_part = pieces.of(y);
-    Call call(op, part, a.dim, pieces);
-    const at::Tensor x = call.input(part), y_rows = call.output(y_part);
-    call.p.random = random;
-    call.p.logits = x.const_data_ptr();
-    call.p.y = y_rows.mutable_data_ptr();
-    if (a.return_index) call.p.index = pieces.of(index).mutable_data_ptr<int64_t>();
-    if (pieces.first()) call.p.used_state = used_rng_state.mutable_data_ptr<int64_t>();
-    call.set_tau(a.tau, tau_of(pieces, taus));
-    call.set_mask(part_of(pieces, allowed));
-    call.run(a.hard ? Op::kHard : Op::kSoft);
-    copy_back(y_part, y_rows);
-  } while (pieces.next());
+  forward_into(name_of<GumbelSoftmax>(), a.hard ? Op::kHard : Op::kSoft, a.logits, a.tau,
+               a.tau_tensor, a.dim, a.mask, &random, a.positions, y,
+               a.return_index ? OptionalTensor(index) : std::nullopt, used_rng_state);
 }
 
 GumbelSoftmax::Result sample(const GumbelSoftmax& a) {
@@ -328,18 +350,8 @@ at::Tensor argmax(const GumbelArgmax& a) {
   const at::Tensor of_rows = a.keepdim && a.logits.dim() > 0 ? index.squeeze(a.dim) : index;
   at::Tensor on_device;
   const RandomSource random = random_source(a.generator, a.rng_state, on_device);
-  const OptionalTensor allowed = expanded(a.mask, a.logits.sym_sizes());
-  Pieces pieces(a.logits, a.dim, a.positions);
-  do {
-    const at::Tensor part = pieces.logits();
-    Call call(name_of<GumbelArgmax>(), part, a.dim, pieces);
-    call.p.random = random;
-    call.p.logits = call.input(part).const_data_ptr();
-    call.p.index = pieces.of(of_rows).mutable_data_ptr<int64_t>();
-    call.set_tau(1.0, std::nullopt);
-    call.set_mask(part_of(pieces, allowed));
-    call.run(Op::kIndexOnly);
-  } while (pieces.next());
+  forward_into(name_of<GumbelArgmax>(), Op::kIndexOnly, a.logits, 1.0, std::nullopt, a.dim, a.mask,
+               &random, a.positions, std::nullopt, of_rows, std::nullopt);
   return index;
 }
 

@@ -7,6 +7,14 @@
 namespace gumbel_ext {
 namespace cuda {
 
+// A forward into y, index and used_state, those that are given. Without `random`, hard samples have
+// no noise. kHard and kIndexOnly do not look at tau; kLogSoft has no index.
+void forward_into(const char* name, Op op, const at::Tensor& logits, double tau,
+                  const OptionalTensor& tau_tensor, int64_t dim, const OptionalTensor& mask,
+                  const RandomSource* random, at::OptionalSymIntArrayRef positions,
+                  const OptionalTensor& y, const OptionalTensor& index,
+                  const OptionalTensor& used_state);
+
 GumbelSoftmax::Result sample(const GumbelSoftmax& a);
 void sample_into(const GumbelSoftmax& a, const GumbelSoftmax::Result& out);
 at::Tensor argmax(const GumbelArgmax& a);

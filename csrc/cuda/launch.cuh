@@ -1,233 +1,49 @@
-// From a plan to launches, for one element type; launch_*.cu instantiate it.
+// What launchers share: grids, and kernels by element type or by team.
 #pragma once
 
-#include "column_kernels.cuh"
-#include "row_kernels.cuh"
-#include "stream_kernels.cuh"
+#include "params.h"
+#include "team.cuh"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-using cuda::Op;
-using cuda::Plan;
-using cuda::Regime;
-
 // Blocks along x; kernels of rows go on from there in steps of the whole grid.
 inline int grid_size(std::int64_t blocks) {
-  constexpr std::int64_t kMost = 1 << 30;
-  return static_cast<int>(blocks < kMost ? (blocks > 0 ? blocks : 1) : kMost);
+  constexpr std::int64_t kMax = 1 << 30;
+  return static_cast<int>(blocks < kMax ? (blocks > 0 ? blocks : 1) : kMax);
 }
 
+// Blocks of 256 threads that go over elements one by one.
+inline int elements_grid(std::int64_t threads) {
+  const std::int64_t blocks = (threads + 255) / 256;
+  return grid_size(blocks < 65536 ? blocks : 65536);
+}
+
+// Blocks of teams that take that many rows each, one after the other.
 template <class Team>
-int rows_grid(const Params& p, const Plan& plan) {
-  const std::int64_t per_block = static_cast<std::int64_t>(Team::kRowsPerBlock) * plan.repeats;
-  return grid_size((p.outer * p.inner + per_block - 1) / per_block);
+int rows_grid(std::int64_t rows, int repeats = 1) {
+  const std::int64_t per_block = static_cast<std::int64_t>(Team::kRowsPerBlock) * repeats;
+  return grid_size((rows + per_block - 1) / per_block);
 }
 
-template <class T, class Team, int kGroups>
-void launch_rows(Op op, const Params& p, const Plan& plan, void* stream) {
-  const int grid = rows_grid<Team>(p, plan);
-  constexpr int kThreads = Team::kBlockThreads;
-  switch (op) {
-    case Op::kSoft:
-      GUMBEL_EXT_LAUNCH((soft_rows_kernel<T, Team, kGroups>), grid, kThreads, stream, p);
-      break;
-    case Op::kBackward:
-      GUMBEL_EXT_LAUNCH((backward_rows_kernel<T, Team, kGroups>), grid, kThreads, stream, p);
-      break;
-    default:
-      GUMBEL_EXT_LAUNCH((backward_recompute_rows_kernel<T, Team, kGroups>), grid, kThreads, stream,
-                        p);
+// Calls launch(T()) with the type of a tensor's elements.
+template <class Launch>
+void with_type(cuda::ElementType type, Launch launch) {
+  switch (type) {
+    case cuda::ElementType::kFloat64:
+      return launch(double());
+    case cuda::ElementType::kFloat32:
+      return launch(float());
+    case cuda::ElementType::kBFloat16:
+      return launch(BFloat16());
+    case cuda::ElementType::kFloat16:
+      return launch(Half());
   }
 }
-
-template <class T, class Team, int kBatch>
-void launch_pick(const Params& p, const Plan& plan, void* stream) {
-  const int grid = rows_grid<Team>(p, plan);
-  GUMBEL_EXT_LAUNCH((pick_rows_kernel<T, Team, kBatch>), grid, Team::kBlockThreads, stream, p);
-}
-
-template <class T>
-void launch_rows_of(Op op, const Params& p, const Plan& plan, void* stream) {
-  if (op == Op::kHard || op == Op::kIndexOnly) {
-    switch (plan.team) {
-      case 1:
-        return launch_pick<T, LaneTeam<1>, 1>(p, plan, stream);
-      case 2:
-        return launch_pick<T, LaneTeam<2>, 1>(p, plan, stream);
-      case 4:
-        return launch_pick<T, LaneTeam<4>, 1>(p, plan, stream);
-      case 8:
-        return launch_pick<T, LaneTeam<8>, 1>(p, plan, stream);
-      case 32:
-        if (plan.groups == 1) return launch_pick<T, LaneTeam<32>, 1>(p, plan, stream);
-        return launch_pick<T, LaneTeam<32>, kStreamBatch<T>>(p, plan, stream);
-      default:
-        return launch_pick<T, BlockTeam<256>, kStreamBatch<T>>(p, plan, stream);
-    }
-  }
-  constexpr int kMost = cuda::held_groups(sizeof(T));
-  switch (plan.team) {
-    case 1:
-      return launch_rows<T, LaneTeam<1>, 1>(op, p, plan, stream);
-    case 2:
-      return launch_rows<T, LaneTeam<2>, 1>(op, p, plan, stream);
-    case 4:
-      return launch_rows<T, LaneTeam<4>, 1>(op, p, plan, stream);
-    case 8:
-      return launch_rows<T, LaneTeam<8>, 1>(op, p, plan, stream);
-    case 32:
-      if (plan.groups == 1) return launch_rows<T, LaneTeam<32>, 1>(op, p, plan, stream);
-      if (plan.groups == 2) return launch_rows<T, LaneTeam<32>, 2>(op, p, plan, stream);
-      return launch_rows<T, LaneTeam<32>, kMost>(op, p, plan, stream);
-    case 128:
-      return launch_rows<T, BlockTeam<128>, kMost>(op, p, plan, stream);
-    case 256:
-      return launch_rows<T, BlockTeam<256>, kMost>(op, p, plan, stream);
-    default:
-      if constexpr (sizeof(T) < 8) launch_rows<T, BlockTeam<480>, kMost>(op, p, plan, stream);
-  }
-}
-
-template <class T, class Team>
-void launch_clusters(Op op, const Params& p, const Plan& plan, void* stream) {
-  constexpr int kMost = cuda::held_groups(sizeof(T));
-  const int most_rows = (1 << 30) / plan.cluster;
-  const std::int64_t rows = p.outer * p.inner;
-  const int grid = static_cast<int>(rows < most_rows ? rows : most_rows) * plan.cluster;
-  switch (op) {
-    case Op::kSoft:
-      GUMBEL_EXT_LAUNCH_CLUSTER((soft_rows_kernel<T, Team, kMost>), grid, Team::kBlockThreads,
-                                plan.cluster, stream, p);
-      break;
-    case Op::kBackward:
-      GUMBEL_EXT_LAUNCH_CLUSTER((backward_rows_kernel<T, Team, kMost>), grid, Team::kBlockThreads,
-                                plan.cluster, stream, p);
-      break;
-    default:
-      GUMBEL_EXT_LAUNCH_CLUSTER((backward_recompute_rows_kernel<T, Team, kMost>), grid,
-                                Team::kBlockThreads, plan.cluster, stream, p);
-  }
-}
-
-template <class T>
-void launch_clusters_of(Op op, const Params& p, const Plan& plan, void* stream) {
-  if (plan.team == 256) {
-    launch_clusters<T, ClusterTeam<256>>(op, p, plan, stream);
-  } else if constexpr (sizeof(T) < 8) {
-    launch_clusters<T, ClusterTeam<480>>(op, p, plan, stream);
-  }
-}
-
-template <class T>
-void launch_stream_of(Op op, const Params& p, void* stream) {
-  const int grid = grid_size(p.outer * p.inner);
-  if (op == Op::kSoft) {
-    GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kWhole>), grid, kStreamThreads, stream, p);
-  } else {
-    GUMBEL_EXT_LAUNCH((backward_stream_kernel<T, Phase::kWhole>), grid, kStreamThreads, stream, p);
-  }
-}
-
-template <class T>
-void launch_split_of(Op op, const Params& p, void* stream) {
-  const int rows = grid_size(p.outer * p.inner);
-  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(p.chunks));
-  switch (op) {
-    case Op::kSoft:
-      GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kPartial>), grid, kStreamThreads, stream, p);
-      GUMBEL_EXT_LAUNCH((soft_stream_kernel<T, Phase::kFinish>), grid, kStreamThreads, stream, p);
-      break;
-    case Op::kBackward:
-      GUMBEL_EXT_LAUNCH((backward_stream_kernel<T, Phase::kPartial>), grid, kStreamThreads, stream,
-                        p);
-      GUMBEL_EXT_LAUNCH((backward_stream_kernel<T, Phase::kFinish>), grid, kStreamThreads, stream,
-                        p);
-      break;
-    default:
-      GUMBEL_EXT_LAUNCH((pick_partial_kernel<T>), grid, kStreamThreads, stream, p);
-      GUMBEL_EXT_LAUNCH((pick_finish_kernel<T>), rows, kStreamThreads, stream, p);
-  }
-}
-
-template <class T, int kWarps>
-void launch_columns_of(Op op, const Params& p, void* stream) {
-  const std::int64_t lanes = p.outer * ((p.inner + kColumnsPerLane - 1) / kColumnsPerLane);
-  const int grid = grid_size((lanes + 31) / 32);
-  constexpr int kThreads = 32 * kWarps;
-  switch (op) {
-    case Op::kSoft:
-      GUMBEL_EXT_LAUNCH((soft_columns_kernel<T, kWarps>), grid, kThreads, stream, p);
-      break;
-    case Op::kBackward:
-      GUMBEL_EXT_LAUNCH((backward_columns_kernel<T, kWarps>), grid, kThreads, stream, p);
-      break;
-    default:
-      GUMBEL_EXT_LAUNCH((pick_columns_kernel<T, kWarps>), grid, kThreads, stream, p);
-  }
-}
-
-template <class T>
-const char* launch_of(Op op, Params p, const Plan& plan, void* stream) {
-  p.chunks = plan.chunks;
-  p.chunk_classes = plan.chunk_classes;
-  const bool held = plan.regime == Regime::kRows || plan.regime == Regime::kClusters;
-  if (op == Op::kBackwardRecompute && !held) {
-    // y goes where the gradient will be: nothing else of that size is needed, and the gradient is
-    // the soft one by construction.
-    Params forward = p;
-    forward.y = p.grad_logits;
-    forward.grad = nullptr;
-    forward.grad_logits = nullptr;
-    forward.index = nullptr;
-    const char* error = launch_of<T>(Op::kSoft, forward, plan, stream);
-    if (error != nullptr) return error;
-    p.y = p.grad_logits;
-    return launch_of<T>(Op::kBackward, p, plan, stream);
-  }
-  switch (plan.regime) {
-    case Regime::kRows:
-      launch_rows_of<T>(op, p, plan, stream);
-      break;
-    case Regime::kClusters:
-      launch_clusters_of<T>(op, p, plan, stream);
-      break;
-    case Regime::kStream:
-      launch_stream_of<T>(op, p, stream);
-      break;
-    case Regime::kSplit:
-      launch_split_of<T>(op, p, stream);
-      break;
-    case Regime::kColumns:
-      if (plan.team == 1) {
-        launch_columns_of<T, 1>(op, p, stream);
-      } else if (plan.team == 16) {
-        if constexpr (sizeof(T) < 8) launch_columns_of<T, 16>(op, p, stream);
-      } else {
-        launch_columns_of<T, 8>(op, p, stream);
-      }
-      break;
-  }
-  return launch_error();
-}
-
-template <class T>
-const char* launch_noise_of(const cuda::RandomSource& random, const cuda::PositionGrid& positions,
-                            std::int64_t count, void* y, void* stream) {
-  const bool consecutive =
-      positions.table == nullptr &&
-      (positions.dims == 0 || (positions.dims == 1 && positions.stride[0] == 1));
-  // Four elements a thread, which may begin inside a Philox block; or one.
-  const std::int64_t blocks = consecutive ? (count + 3 + 1023) / 1024 : (count + 255) / 256;
-  const int grid = grid_size(blocks < 65536 ? blocks : 65536);
-  if (consecutive) {
-    GUMBEL_EXT_LAUNCH((noise_kernel<T>), grid, 256, stream, random, positions.first, count,
-                      static_cast<T*>(y));
-  } else {
-    GUMBEL_EXT_LAUNCH((scattered_noise_kernel<T>), grid, 256, stream, random, positions, count,
-                      static_cast<T*>(y));
-  }
-  return launch_error();
+// Calls launch(Scalar()) with its accumulate type.
+template <class Launch>
+void with_accumulate_type(cuda::ElementType type, Launch launch) {
+  type == cuda::ElementType::kFloat64 ? launch(double()) : launch(float());
 }
 
 }  // namespace GUMBEL_EXT_ISA

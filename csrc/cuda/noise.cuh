@@ -10,7 +10,7 @@ struct RandomState {
   std::uint64_t seed, offset;  // offset in blocks
 };
 
-GUMBEL_EXT_DEVICE inline RandomState read_state(const cuda::RandomSource& source) {
+GUMBEL_EXT_DEVICE RandomState read_state(const cuda::RandomSource& source) {
   RandomState state{source.seed, source.offset};
   if (source.in_memory) {
     state.seed = static_cast<std::uint64_t>(*source.seed_address);
@@ -20,18 +20,18 @@ GUMBEL_EXT_DEVICE inline RandomState read_state(const cuda::RandomSource& source
   return state;
 }
 
-GUMBEL_EXT_DEVICE inline void record_state(const RandomState& state, std::int64_t* used_state) {
+GUMBEL_EXT_DEVICE void record_state(const RandomState& state, std::int64_t* used_state) {
   if (used_state == nullptr || blockIdx.x != 0 || blockIdx.y != 0 || threadIdx.x != 0) return;
   used_state[0] = static_cast<std::int64_t>(state.seed);
   used_state[1] = static_cast<std::int64_t>(state.offset);
 }
 
-// What is made of the words: the logarithm that the noise is minus of, log2 in float32 and log in
+// Laws make numbers of words: the logarithm that the noise is minus of, log2 in float32 and log in
 // float64; or E itself. From min(v, 1 - v) in float32, in float64 from both words as real numbers.
 struct ExponentialLaw {
   // For v < 1/2 the logarithm of 1 - v would lose the relative accuracy of E, which the largest
   // noise is made of: hence the series.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float of_tail(DeviceF32 tail, bool upper) {
+  GUMBEL_EXT_DEVICE static float of_tail(DeviceF32 tail, bool upper) {
     const DeviceF32 square = tail * tail;
     const DeviceF32 series = fma(square,
                                  polynomial(tail, square, Int<Numerics<float>::log1m_terms>(),
@@ -39,25 +39,25 @@ struct ExponentialLaw {
                                  tail);
     return upper ? multiply(-Numerics<float>::ln2, log2_approximate(tail.v)) : series.v;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double of_words(DeviceF64 hi, DeviceF64 lo) {
+  GUMBEL_EXT_DEVICE static double of_words(DeviceF64 hi, DeviceF64 lo) {
     return exponential_from_real_words(hi, lo).v;
   }
 };
 struct GumbelLaw {
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float of_tail(DeviceF32 tail, bool upper) {
+  GUMBEL_EXT_DEVICE static float of_tail(DeviceF32 tail, bool upper) {
     return log2_approximate(ExponentialLaw::of_tail(tail, upper));
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double of_words(DeviceF64 hi, DeviceF64 lo) {
+  GUMBEL_EXT_DEVICE static double of_words(DeviceF64 hi, DeviceF64 lo) {
     return natural_log(ExponentialLaw::of_words(hi, lo));
   }
 };
 struct LogisticLaw {
   // v / (1 - v). What 1 - v loses of a small v is below the rounding of the other logarithm.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float of_tail(DeviceF32 tail, bool upper) {
+  GUMBEL_EXT_DEVICE static float of_tail(DeviceF32 tail, bool upper) {
     const float odds = add(log2_approximate(tail.v), -log2_approximate(add(1.0f, -tail.v)));
     return upper ? -odds : odds;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double of_words(DeviceF64 hi, DeviceF64 lo) {
+  GUMBEL_EXT_DEVICE static double of_words(DeviceF64 hi, DeviceF64 lo) {
     return -logistic_from_real_words(hi, lo).v;
   }
 };
@@ -76,7 +76,7 @@ class NoiseOf {
 
   // z[j] += noise of position 4 * k + j.
   template <class Scalar, int count>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_blocks(std::uint64_t k, Scalar (&z)[count]) {
+  GUMBEL_EXT_DEVICE void add_blocks(std::uint64_t k, Scalar (&z)[count]) {
     static_assert(count % 4 == 0);
     follow(k);
 #pragma unroll
@@ -92,7 +92,7 @@ class NoiseOf {
 
   // z[j] += noise of position n + j.
   template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_four(std::uint64_t n, Scalar (&z)[4]) {
+  GUMBEL_EXT_DEVICE void add_four(std::uint64_t n, Scalar (&z)[4]) {
     const std::uint64_t k = n >> 2;
     const unsigned skip = static_cast<unsigned>(n & 3);
     if (skip == 0) return add_blocks(k, z);
@@ -110,8 +110,7 @@ class NoiseOf {
   // out[j] = what the law makes of position n + j. Positions are `aligned` where every n is a
   // multiple of 4.
   template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void make_four(std::uint64_t n, bool aligned,
-                                                          Scalar (&out)[4]) {
+  GUMBEL_EXT_DEVICE void make_four(std::uint64_t n, bool aligned, Scalar (&out)[4]) {
     const std::uint64_t k = n >> 2;
     follow(k);
     Block hi = high_words_.block(low_word(k)), lo{};
@@ -127,13 +126,13 @@ class NoiseOf {
     of_words(hi, lo, n, out);
   }
   // out = what the law makes of position n.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void make_one(std::uint64_t n, float& out) {
+  GUMBEL_EXT_DEVICE void make_one(std::uint64_t n, float& out) {
     follow(n >> 2);
     const unsigned place = static_cast<unsigned>(n & 3);
     const std::uint32_t hi = shifted(high_words_.block(low_word(n >> 2)), Block{}, place).c0;
     out = in_tail(hi) ? from_tail(hi, n) : from_high_word(hi);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void make_one(std::uint64_t n, double& out) {
+  GUMBEL_EXT_DEVICE void make_one(std::uint64_t n, double& out) {
     follow(n >> 2);
     const unsigned place = static_cast<unsigned>(n & 3);
     out = from_both_words(shifted(high_words_.block(low_word(n >> 2)), Block{}, place).c0,
@@ -141,11 +140,11 @@ class NoiseOf {
   }
 
   // z += noise of position n.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_one(std::uint64_t n, float& z) {
+  GUMBEL_EXT_DEVICE void add_one(std::uint64_t n, float& z) {
     const std::uint32_t hi = philox_word(state_.seed, state_.offset, n);
     z = with_noise(z, in_tail(hi) ? from_tail(hi, n) : from_high_word(hi));
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_one(std::uint64_t n, double& z) {
+  GUMBEL_EXT_DEVICE void add_one(std::uint64_t n, double& z) {
     z = with_noise(z, from_both_words(philox_word(state_.seed, state_.offset, n),
                                       philox_word(state_.seed, state_.offset + 1, n)));
   }
@@ -156,8 +155,9 @@ class NoiseOf {
 
   // Round keys are a sum away from each other, so that the compiler would rather add them up again
   // for every block, fourteen instructions, than keep them.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static PhiloxStream<std::uint32_t> stream_of(
-      std::uint64_t seed, std::uint64_t draw, std::uint32_t block_high) {
+  GUMBEL_EXT_DEVICE static PhiloxStream<std::uint32_t> stream_of(std::uint64_t seed,
+                                                                 std::uint64_t draw,
+                                                                 std::uint32_t block_high) {
     PhiloxStream<std::uint32_t> s = philox_stream(seed, draw, block_high);
 #pragma unroll
     for (int i = 0; i < PhiloxStream<std::uint32_t>::kFullRounds; ++i) {
@@ -167,7 +167,7 @@ class NoiseOf {
     return s;
   }
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void follow(std::uint64_t k) {
+  GUMBEL_EXT_DEVICE void follow(std::uint64_t k) {
     const std::uint32_t high = high_word(k);
     if (high != block_high_) {
       block_high_ = high;
@@ -176,19 +176,17 @@ class NoiseOf {
     }
   }
 
-  // Of the law at the positions of block k, the first of which is n.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void logarithms(std::uint32_t k, std::uint64_t n,
-                                                           float (&log2_e)[4]) {
+  // What the law makes of the positions of block k, the first of which is n.
+  GUMBEL_EXT_DEVICE void logarithms(std::uint32_t k, std::uint64_t n, float (&log2_e)[4]) {
     of_words(high_words_.block(k), Block{}, n, log2_e);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void logarithms(std::uint32_t k, std::uint64_t n,
-                                                           double (&log_e)[4]) {
+  GUMBEL_EXT_DEVICE void logarithms(std::uint32_t k, std::uint64_t n, double (&log_e)[4]) {
     of_words(high_words_.block(k), low_words_.block(k), n, log_e);
   }
 
-  // Of the words of positions n to n + 3.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void of_words(const Block& hi, const Block&,
-                                                         std::uint64_t n, float (&out)[4]) const {
+  // What the law makes of the words of positions n to n + 3.
+  GUMBEL_EXT_DEVICE void of_words(const Block& hi, const Block&, std::uint64_t n,
+                                  float (&out)[4]) const {
     out[0] = from_high_word(hi.c0);
     out[1] = from_high_word(hi.c1);
     out[2] = from_high_word(hi.c2);
@@ -208,16 +206,15 @@ class NoiseOf {
       }
     }
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void of_words(const Block& hi, const Block& lo,
-                                                         std::uint64_t, double (&out)[4]) const {
+  GUMBEL_EXT_DEVICE void of_words(const Block& hi, const Block& lo, std::uint64_t,
+                                  double (&out)[4]) const {
     out[0] = from_both_words(hi.c0, lo.c0);
     out[1] = from_both_words(hi.c1, lo.c1);
     out[2] = from_both_words(hi.c2, lo.c2);
     out[3] = from_both_words(hi.c3, lo.c3);
   }
   // The four words that begin `skip` into a.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static Block shifted(const Block& a, const Block& b,
-                                                                unsigned skip) {
+  GUMBEL_EXT_DEVICE static Block shifted(const Block& a, const Block& b, unsigned skip) {
     const bool two = (skip & 2) != 0, one = (skip & 1) != 0;
     const std::uint32_t w0 = two ? a.c2 : a.c0, w1 = two ? a.c3 : a.c1, w2 = two ? b.c0 : a.c2,
                         w3 = two ? b.c1 : a.c3, w4 = two ? b.c2 : b.c0;
@@ -225,30 +222,28 @@ class NoiseOf {
   }
 
   // The logit plus the noise; in float32 rounded once.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float with_noise(float logit, float log2_e) {
+  GUMBEL_EXT_DEVICE static float with_noise(float logit, float log2_e) {
     return multiply_add(log2_e, -kLn2, logit);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double with_noise(double logit, double log_e) {
+  GUMBEL_EXT_DEVICE static double with_noise(double logit, double log_e) {
     return add(logit, -log_e);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static bool in_tail(std::uint32_t hi) {
+  GUMBEL_EXT_DEVICE static bool in_tail(std::uint32_t hi) {
     // needs_low_word() as one comparison of what the float is made of anyway.
     return (hi ^ spread_top_bit(DeviceU32{hi}).v) < (1u << 20);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static bool is_upper(std::uint32_t hi) {
+  GUMBEL_EXT_DEVICE static bool is_upper(std::uint32_t hi) {
     return static_cast<std::int32_t>(hi) < 0;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static float from_high_word(std::uint32_t hi) {
+  GUMBEL_EXT_DEVICE static float from_high_word(std::uint32_t hi) {
     return Law::of_tail(tail_from_high_word<DeviceF32>(DeviceU32{hi}), is_upper(hi));
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float from_tail(std::uint32_t hi,
-                                                           std::uint64_t n) const {
+  GUMBEL_EXT_DEVICE float from_tail(std::uint32_t hi, std::uint64_t n) const {
     const std::uint32_t lo = philox_word(state_.seed, state_.offset + 1, n);
     return Law::of_tail(tail_from_both_words<DeviceF32>(DeviceU32{hi}, DeviceU32{lo}),
                         is_upper(hi));
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static double from_both_words(std::uint32_t hi,
-                                                                         std::uint32_t lo) {
+  GUMBEL_EXT_DEVICE static double from_both_words(std::uint32_t hi, std::uint32_t lo) {
     return Law::of_words(DeviceF64{static_cast<double>(hi)}, DeviceF64{static_cast<double>(lo)});
   }
 
@@ -260,44 +255,6 @@ class NoiseOf {
 using NoiseSource = NoiseOf<GumbelLaw>;
 using LogisticSource = NoiseOf<LogisticLaw>;
 using ExponentialSource = NoiseOf<ExponentialLaw>;
-
-// y[j] = noise of position first + j.
-template <class T>
-GUMBEL_EXT_KERNEL(256, sizeof(T) == 8 ? 512 : 768)
-noise_kernel(const GUMBEL_EXT_CONSTANT cuda::RandomSource random, std::uint64_t first,
-             std::int64_t count, T* y) {
-  using Scalar = typename Element<T>::Scalar;
-  NoiseSource noise(read_state(random));
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  const int lead = static_cast<int>(first % 4);
-  for (std::int64_t k = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-       4 * k < count + lead; k += step) {
-    Scalar g[4] = {};
-    const std::int64_t n = 4 * k - lead;
-    noise.add_blocks((first + static_cast<std::uint64_t>(n)) >> 2, g);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (n + j >= 0 && n + j < count) narrow(g[j], &y[n + j]);
-    }
-  }
-}
-
-// y[n] = noise of the position of element n.
-template <class T>
-GUMBEL_EXT_KERNEL(256, sizeof(T) == 8 ? 512 : 768)
-scattered_noise_kernel(const GUMBEL_EXT_CONSTANT cuda::RandomSource random,
-                       const GUMBEL_EXT_CONSTANT cuda::PositionGrid positions, std::int64_t count,
-                       T* y) {
-  using Scalar = typename Element<T>::Scalar;
-  NoiseSource noise(read_state(random));
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; n < count;
-       n += step) {
-    Scalar g = 0;
-    noise.add_one(position_of(positions, n), g);
-    narrow(g, &y[n]);
-  }
-}
 
 }  // namespace GUMBEL_EXT_ISA
 }  // namespace gumbel_ext

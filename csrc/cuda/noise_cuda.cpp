@@ -9,20 +9,6 @@ namespace gumbel_ext {
 namespace cuda {
 namespace {
 
-const char* launch_noise(ElementType type, const RandomSource& random,
-                         const PositionGrid& positions, std::int64_t count, void* y, void* stream) {
-  switch (type) {
-    case ElementType::kFloat64:
-      return launch_noise_float64(random, positions, count, y, stream);
-    case ElementType::kFloat32:
-      return launch_noise_float32(random, positions, count, y, stream);
-    case ElementType::kBFloat16:
-      return launch_noise_bfloat16(random, positions, count, y, stream);
-    default:
-      return launch_noise_float16(random, positions, count, y, stream);
-  }
-}
-
 void fill_noise(const char* op, const at::Tensor& noise, const RandomSource& random,
                 const PositionGrid& positions) {
   check_launch(op, launch_noise(element_type(noise.scalar_type()), random, positions, noise.numel(),

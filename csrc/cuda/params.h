@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 namespace gumbel_ext {
 namespace cuda {
@@ -31,17 +32,20 @@ struct PositionGrid {
   const std::int64_t* table;  // optional: the positions themselves, and nothing of the above
 };
 
+// The position_class_stride of a forward whose logits are taken as they are.
+constexpr std::int64_t kNoNoise = std::numeric_limits<std::int64_t>::min();
+
 // Logits of logical shape [outer, classes, inner]. Rows are numbered over (outer, inner),
 // row-major. Logits, y and their gradients lie in memory alike; noise positions say nothing about
 // that.
 struct Params {
   const void* logits;
   const std::uint8_t* mask;  // optional
-  const void* tau;           // [rows] of the type computed in, optional
+  const void* tau;           // [rows] of the accumulate type, optional
   const void* grad;          // of y
   void* y;                   // written by a forward, read by a backward from y
   void* grad_logits;
-  void* grad_tau;  // [rows] of the type computed in, optional
+  void* grad_tau;  // [rows] of the accumulate type, optional
   // [rows], [rows, k] of gumbel_topk: written by a forward if not null, read by a backward.
   std::int64_t* index;
   std::int64_t k;  // classes that gumbel_topk chooses of a row
@@ -59,14 +63,14 @@ struct Params {
   std::uint64_t first_position;
   std::int64_t position_outer_stride, position_class_stride, position_inner_stride;
   const std::int64_t* row_positions;  // [rows], optional
-  // log2(e) / tau and 1 / tau, clamped to the normal numbers of the type computed in; unless tau is
+  // log2(e) / tau and 1 / tau, clamped to the normal numbers of the accumulate type; unless tau is
   // set. Rounded here, so that no kernel but those of float64 touches a double.
   double exponent_scale, inverse_tau;
   float exponent_scale_float32, inverse_tau_float32;
   RandomSource random;
 };
 
-enum class Op { kSoft, kHard, kIndexOnly, kBackward, kBackwardRecompute };
+enum class Op { kSoft, kLogSoft, kHard, kIndexOnly, kBackward, kBackwardRecompute };
 
 // How one call is cut; plan.cpp has the rules.
 enum class Regime {
@@ -92,7 +96,7 @@ struct TopKPlan {
   bool sorts;          // k is so large that all scores are written, [rows, classes], to be sorted
   int team, blocks;    // threads a row, and blocks of them
   std::int64_t slot;   // scores that a team has room for
-  std::int64_t bytes;  // of all scores, of the type computed in: Params::partials
+  std::int64_t bytes;  // of all scores, of the accumulate type: Params::partials
 };
 
 struct Device {
@@ -121,6 +125,8 @@ PositionGrid merged_positions(std::uint64_t first, int dims, const std::int64_t*
 // a table of them, Params::row_positions, which is then *rows written out by launch_positions().
 bool set_positions(Params& params, std::uint64_t first, int dims, const std::int64_t* size,
                    const std::int64_t* stride, int dim, PositionGrid* rows);
+// In place of positions: no noise is added.
+void set_no_noise(Params& params);
 
 // Soft forwards and both backwards of one shape and the same positions are cut alike, so that
 // straight-through gradients are those of soft samples to the bit. A backward from y is not told
@@ -132,15 +138,15 @@ std::int64_t partial_bytes(const Plan& plan, const Params& params);
 
 // Launch the kernels of one call on `stream` (a cudaStream_t). Return the name of the first CUDA
 // error, or null.
-#define GUMBEL_EXT_DECLARE_LAUNCH(type)                                                      \
-  const char* launch_##type(Op op, const Params& params, const Plan& plan, void* stream);    \
-  const char* launch_noise_##type(const RandomSource& random, const PositionGrid& positions, \
-                                  std::int64_t count, void* y, void* stream);
+#define GUMBEL_EXT_DECLARE_LAUNCH(type) \
+  const char* launch_##type(Op op, const Params& params, const Plan& plan, void* stream);
 GUMBEL_EXT_DECLARE_LAUNCH(float64)
 GUMBEL_EXT_DECLARE_LAUNCH(float32)
 GUMBEL_EXT_DECLARE_LAUNCH(bfloat16)
 GUMBEL_EXT_DECLARE_LAUNCH(float16)
 #undef GUMBEL_EXT_DECLARE_LAUNCH
+const char* launch_noise(ElementType type, const RandomSource& random,
+                         const PositionGrid& positions, std::int64_t count, void* y, void* stream);
 const char* launch_topk(ElementType type, const Params& params, const TopKPlan& plan, void* stream);
 const char* launch_positions(const PositionGrid& positions, std::int64_t rows, std::int64_t* out,
                              void* stream);

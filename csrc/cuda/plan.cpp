@@ -1,7 +1,9 @@
-// Which regime a call runs in: every rule about sizes and shapes in one place.
+// Which regime and which team of threads a call runs in: every rule about sizes and shapes of every
+// op in one place.
 #include <algorithm>
 #include <iterator>
 
+#include "estimators_params.h"
 #include "params.h"
 
 namespace gumbel_ext {
@@ -13,15 +15,15 @@ namespace {
 struct TeamSize {
   int threads, groups;
 };
-constexpr int kMost = 0;  // stands for held_groups()
+constexpr int kMax = 0;  // stands for held_groups()
 constexpr int kAny = -1;
 constexpr TeamSize kTeams[] = {
-    {1, 1},  {2, 1},      {4, 1},       {8, 1},       {32, 1},
-    {32, 2}, {32, kMost}, {128, kMost}, {256, kMost}, {480, kMost},
+    {1, 1},  {2, 1},     {4, 1},      {8, 1},      {32, 1},
+    {32, 2}, {32, kMax}, {128, kMax}, {256, kMax}, {480, kMax},
 };
 constexpr TeamSize kPickTeams[] = {{1, 2}, {2, 2}, {4, 2}, {8, 2}, {32, 8}, {256, kAny}};
 // Threads of float64 that may share a multiprocessor at most, for their registers.
-constexpr int kMostFloat64Threads = 256;
+constexpr int kMaxFloat64Threads = 256;
 // Clusters of small blocks first: two on a multiprocessor, one can compute while the other waits.
 constexpr int kClusterThreads[] = {256, 480};
 
@@ -67,7 +69,7 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   const bool pick = op == Op::kHard || op == Op::kIndexOnly;
   if (p.class_stride != 1 && p.classes > 1) {
     const std::int64_t blocks = divide_up(p.outer * divide_up(p.inner, 4), 32);
-    // Of float64, sixteen warps would not have the registers.
+    // In float64, sixteen warps would not have the registers.
     const bool share = p.classes >= kManyClasses && blocks < device.multiprocessors &&
                        type != ElementType::kFloat64;
     return Plan{Regime::kColumns, p.classes < kFewClasses ? 1 : (share ? 16 : 8), 0, 1, 1, 0};
@@ -84,8 +86,8 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   const TeamSize* end = pick ? std::end(kPickTeams) : std::end(kTeams);
   for (const TeamSize* size = begin; size != end; ++size) {
     const TeamSize team = *size;
-    if (type == ElementType::kFloat64 && team.threads > kMostFloat64Threads) continue;
-    const int held = team.groups == kMost ? most : team.groups;
+    if (type == ElementType::kFloat64 && team.threads > kMaxFloat64Threads) continue;
+    const int held = team.groups == kMax ? most : team.groups;
     if (groups > static_cast<std::int64_t>(team.threads) * held && team.groups != kAny) continue;
     if (team.groups == kAny && leaves_idle(p, device)) return split_row(p, device, group);
     Plan plan{Regime::kRows, team.threads, pick ? (groups > team.threads ? 2 : 1) : held, 1, 1, 0};
@@ -100,7 +102,7 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
   }
   if (device.clusters) {
     for (const int threads : kClusterThreads) {
-      if (type == ElementType::kFloat64 && threads > kMostFloat64Threads) continue;
+      if (type == ElementType::kFloat64 && threads > kMaxFloat64Threads) continue;
       for (int cluster = 2; cluster <= 16; cluster *= 2) {
         if (groups <= static_cast<std::int64_t>(cluster) * threads * most) {
           return Plan{Regime::kClusters, threads, most, cluster, 1, 0};
@@ -114,11 +116,11 @@ Plan make_plan(Op op, ElementType type, const Params& p, const Device& device) {
 
 TopKPlan make_topk_plan(ElementType type, const Params& p, const Device& device) {
   // A round a class takes about as long as a pass of a sort from here on.
-  constexpr std::int64_t kMostRounds = 64;
+  constexpr std::int64_t kMaxRounds = 64;
   const std::int64_t rows = p.outer * p.inner, group = group_elements(type);
   const std::int64_t score_bytes = type == ElementType::kFloat64 ? 8 : 4;
   const std::int64_t groups = divide_up(p.classes + group - 1, group);
-  TopKPlan plan{p.k > kMostRounds, 256, 1, groups * group, 0};
+  TopKPlan plan{p.k > kMaxRounds, 256, 1, groups * group, 0};
   if (!plan.sorts && groups <= 256) plan.team = groups <= 16 ? 8 : 32;
   const std::int64_t rows_of_block = plan.team == 256 ? 1 : 128 / plan.team;
   // Scores of rows that are being worked on, not of all rows.
@@ -128,6 +130,34 @@ TopKPlan make_topk_plan(ElementType type, const Params& p, const Device& device)
   plan.bytes =
       (plan.sorts ? rows * p.classes : plan.blocks * rows_of_block * plan.slot) * score_bytes;
   return plan;
+}
+
+int row_team(std::int64_t classes) {
+  if (classes <= 4 * kRowGroup) return 4;
+  return classes <= 1024 ? 32 : 256;
+}
+
+namespace {
+
+// The smallest team whose threads hold a row of so many classes, up to `most` threads.
+HeldRowPlan held_row(ElementType type, std::int64_t classes, int most) {
+  const int groups = held_row_groups(type);
+  for (const int team : {4, 32, 256}) {
+    // In float64, parts of a warp gain nothing.
+    if (team == 4 && type == ElementType::kFloat64) continue;
+    if (team <= most && classes <= std::int64_t{team} * groups * kRowGroup) return {team, groups};
+  }
+  return {256, 0};
+}
+
+}  // namespace
+
+HeldRowPlan make_estimator_plan(ElementType type, std::int64_t classes) {
+  // Blocks that hold rows of float64 would not have the registers.
+  return held_row(type, classes, type == ElementType::kFloat64 ? 32 : 256);
+}
+HeldRowPlan make_gumbel_rao_plan(ElementType type, std::int64_t classes) {
+  return held_row(type, classes, 256);
 }
 
 PositionGrid merged_positions(std::uint64_t first, int dims, const std::int64_t* size,
@@ -170,6 +200,13 @@ bool set_positions(Params& p, std::uint64_t first, int dims, const std::int64_t*
   if (outer.dims <= 1 && inner.dims <= 1) return false;
   *rows = merged_positions(first, row_dims, row_size, row_stride);
   return true;
+}
+
+void set_no_noise(Params& p) {
+  p.first_position = 0;
+  p.position_outer_stride = p.position_inner_stride = 0;
+  p.position_class_stride = kNoNoise;
+  p.row_positions = nullptr;
 }
 
 std::int64_t partial_bytes(const Plan& plan, const Params& p) {

@@ -12,8 +12,7 @@
 
 #include <cstdint>
 
-#define GUMBEL_EXT_DEVICE __device__
-#define GUMBEL_EXT_INLINE_ONLY __forceinline__
+#define GUMBEL_EXT_DEVICE __device__ __forceinline__
 // A kernel of blocks of that many threads, whose registers must let so many threads share a
 // multiprocessor.
 #define GUMBEL_EXT_KERNEL(threads, resident) \
@@ -23,7 +22,7 @@
 #define GUMBEL_EXT_SHARED(Type, name, count) __shared__ Type name[count]
 
 // The least and the largest integer of a whole warp: kWarpReduces says where there is an
-// instruction for it (compute capability 8.0). Then the blocks of one cluster (compute
+// instruction for it (compute capability 8.0). Below, the blocks of one cluster (compute
 // capability 9.0): how many, which one this is, a barrier among them, and a look into another
 // block's shared memory. Only kernels that are launched as clusters call these; elsewhere they are
 // never reached.
@@ -84,9 +83,9 @@ __device__ __forceinline__ V read_cluster_shared(const V* own, unsigned rank) {
 }
 }  // namespace gumbel_ext
 
-// 16 or 8 bytes at once. In assembler, because the compiler takes vectors apart where it finds
-// element-wise accesses on another branch to merge with, and then does not always put them together
-// again.
+// Loads and stores of 16 or 8 bytes at once, in assembler because the compiler takes vectors apart
+// where it finds element-wise accesses on another branch to merge with, and then does not always
+// put them together again.
 namespace gumbel_ext {
 __device__ __forceinline__ uint4 load_vector(const uint4* address) {
   uint4 v;
@@ -109,7 +108,7 @@ __device__ __forceinline__ void store_vector(uint4* address, uint4 v) {
                "r"(v.z), "r"(v.w)
                : "memory");
 }
-// Of what no kernel that is running writes.
+// A load of what no running kernel writes.
 __device__ __forceinline__ std::int64_t load_read_only(const std::int64_t* address) {
   return __ldg(reinterpret_cast<const long long*>(address));
 }

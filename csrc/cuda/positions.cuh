@@ -7,9 +7,8 @@
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-// Of element n, counted row-major.
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::uint64_t position_of(const cuda::PositionGrid& grid,
-                                                                   std::int64_t n) {
+// The noise position of element n, counted row-major.
+GUMBEL_EXT_DEVICE std::uint64_t position_of(const cuda::PositionGrid& grid, std::int64_t n) {
   if (grid.table != nullptr) return static_cast<std::uint64_t>(grid.table[n]);
   std::uint64_t position = grid.first;
   for (int d = grid.dims - 1; d >= 0; --d) {

@@ -13,13 +13,11 @@ struct HeldRow {
   using Scalar = typename Element<T>::Scalar;
   static constexpr int kGroup = Element<T>::kGroup;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static GroupSpan span(const Team& team,
-                                                                 const RowView& row, int k) {
+  GUMBEL_EXT_DEVICE static GroupSpan span(const Team& team, const RowView& row, int k) {
     return GroupSpan::of<T>(row, team.rank() + k * team.threads());
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static void load(const Team& team, const RowView& row,
-                                                            const void* base, T outside,
-                                                            RawGroup<T> (&raw)[kGroups]) {
+  GUMBEL_EXT_DEVICE static void load(const Team& team, const RowView& row, const void* base,
+                                     T outside, RawGroup<T> (&raw)[kGroups]) {
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) raw[k].load(base, row, span(team, row, k), outside);
   }
@@ -27,25 +25,25 @@ struct HeldRow {
   Scalar value[kGroups][kGroup];
 };
 
-// e[c] = 2^((z[c] - top) * scale) in place; returns their sum.
-template <class T, class Team, int kGroups, class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar exponentiate(Team& team,
-                                                             HeldRow<T, Team, kGroups>& held,
-                                                             Scalar top, Scalar scale) {
+// e[c] = 2^((z[c] - top) * scale), in place if kInPlace; returns their sum.
+template <bool kInPlace, class T, class Team, int kGroups, class Scalar>
+GUMBEL_EXT_DEVICE Scalar exponentiate(Team& team, HeldRow<T, Team, kGroups>& held, Scalar top,
+                                      Scalar scale) {
   Scalar sum = 0;
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
 #pragma unroll
     for (int v = 0; v < Element<T>::kGroup; ++v) {
       const Scalar e = power_of_two(multiply(add(held.value[k][v], -top), scale));
-      held.value[k][v] = e;
+      if (kInPlace) held.value[k][v] = e;
       sum = add(sum, e);
     }
   }
   return team.reduce(sum, Sum());
 }
 
-template <class T, class Team, int kGroups>
+// Writes y or, if kLog, log y, which has no index.
+template <class T, class Team, int kGroups, bool kLog>
 GUMBEL_EXT_KERNEL(Team::kBlockThreads, resident_threads<T>(kGroups* Element<T>::kGroup))
 soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
@@ -75,20 +73,22 @@ soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     top = team.reduce(top, Larger());
 
     int index = kNoIndex;
+    if constexpr (!kLog) {
 #pragma unroll
-    for (int k = kGroups - 1; k >= 0; --k) {
-      if (group_top[k] != top) continue;
-      const int c = Held::span(team, row, k).c;
+      for (int k = kGroups - 1; k >= 0; --k) {
+        if (group_top[k] != top) continue;
+        const int c = Held::span(team, row, k).c;
 #pragma unroll
-      for (int v = kGroup - 1; v >= 0; --v) {
-        if (held.value[k][v] == top) index = c + v;
+        for (int v = kGroup - 1; v >= 0; --v) {
+          if (held.value[k][v] == top) index = c + v;
+        }
       }
+      index = team.reduce(index, Smaller());
     }
-    index = team.reduce(index, Smaller());
 
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
-    const Scalar sum = exponentiate(team, held, top, tau.exponent_scale);
-    Scalar factor = refined_reciprocal(sum);
+    const Scalar sum = exponentiate</*kInPlace=*/!kLog>(team, held, top, tau.exponent_scale);
+    Scalar share = share_of<kLog>(sum);
     bool settled = false;
     if (team.any(sum != sum)) {
       int settled_index = top > -infinity<Scalar>() ? index : kNoIndex;
@@ -96,31 +96,36 @@ soft_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
       if (sum != sum) {
         settled = true;
         index = settled_index;
-        factor = kind == RowKind::kForbidden ? 0 : quiet_nan<Scalar>();
+        share = fill_of<kLog, Scalar>(kind);
       }
     }
-    if (p.index != nullptr && team.rank() == 0 && row.classes > 0) p.index[row.row] = index;
+    if (!kLog && p.index != nullptr && team.rank() == 0 && row.classes > 0) {
+      p.index[row.row] = index;
+    }
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
       Scalar y[kGroup];
 #pragma unroll
-      for (int v = 0; v < kGroup; ++v) y[v] = multiply(held.value[k][v], factor);
+      for (int v = 0; v < kGroup; ++v) {
+        const Scalar z_or_e = held.value[k][v];
+        y[v] = kLog ? result_of<kLog>(z_or_e, top, tau, share) : multiply(z_or_e, share);
+      }
       if (settled) {
 #pragma unroll
-        for (int v = 0; v < kGroup; ++v) y[v] = factor;
+        for (int v = 0; v < kGroup; ++v) y[v] = share;
       }
       store_group<T>(p.y, row, Held::span(team, row, k), y);
     }
   }
 }
 
-// dl = y (h - sum h y) / tau with h = dy - dy[index]: shifting dy changes nothing in exact
-// arithmetic, but at low tau the entry at the argmax is the one that would cancel.
+// The gradient dl = y (h - sum h y) / tau with h = dy - dy[index]: shifting dy changes nothing in
+// exact arithmetic, but at low tau the entry at the argmax is the one that would cancel.
 template <class T, class Team, int kGroups>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void gradient_of_held(
-    Team& team, const Params& p, const RowView& row, const HeldRow<T, Team, kGroups>& y,
-    const RawGroup<T> (&grad)[kGroups], std::int64_t index,
-    const InverseTau<typename Element<T>::Scalar>& tau) {
+GUMBEL_EXT_DEVICE void gradient_of_held(Team& team, const Params& p, const RowView& row,
+                                        const HeldRow<T, Team, kGroups>& y,
+                                        const RawGroup<T> (&grad)[kGroups], std::int64_t index,
+                                        const InverseTau<typename Element<T>::Scalar>& tau) {
   using Scalar = typename Element<T>::Scalar;
   using Held = HeldRow<T, Team, kGroups>;
   constexpr int kGroup = Element<T>::kGroup;
@@ -218,12 +223,13 @@ backward_recompute_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
     for (int k = 0; k < kGroups; ++k) {
       noisy_group(p, row, Held::span(team, row, k), logits[k], noise, held.value[k]);
     }
-    // Not sooner: the noise needs the registers. Those of the larger teams do not suffice either
-    // for where the row's groups lie, which is therefore worked out again.
+    // Gradients are loaded only here, because the noise needs the registers. Larger teams have none
+    // left for where the row's groups lie either, which is therefore worked out again.
     if constexpr (kGroups * kGroup > 8) keep_in_register(row.lead);
     Held::load(team, row, p.grad, narrowed<T>(0), grad);
     const InverseTau<Scalar> tau = inverse_tau<Scalar>(p, row.row);
-    const Scalar factor = refined_reciprocal(exponentiate(team, held, top, tau.exponent_scale));
+    const Scalar factor =
+        refined_reciprocal(exponentiate</*kInPlace=*/true>(team, held, top, tau.exponent_scale));
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
 #pragma unroll

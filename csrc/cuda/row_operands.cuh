@@ -3,20 +3,18 @@
 
 #include <type_traits>
 
-#include "concrete_params.h"
 #include "row_view.cuh"
+#include "rows_params.h"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
+using cuda::kRowGroup;
 using cuda::RowOperand;
 using cuda::RowsParams;
 
-// Elements that a thread takes at once: 16 bytes, 8 of a type of 16 bits, 32 of float64.
-constexpr int kRowGroup = 4;
-
 template <class E>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool on_group_boundary(const E* address) {
+GUMBEL_EXT_DEVICE bool on_group_boundary(const E* address) {
   constexpr std::uintptr_t kBytes = sizeof(E) == 2 ? 8 : 16;
   return reinterpret_cast<std::uintptr_t>(address) % kBytes == 0;
 }
@@ -30,13 +28,13 @@ union GroupMemory {
   std::uint32_t pair[2];
   E element[kRowGroup];
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY GroupMemory() {}
+  GUMBEL_EXT_DEVICE GroupMemory() {}
 };
 
-// Calls take(T()) with the type of elements that are computed in Scalar: the kernels are compiled
-// for what they compute in alone.
+// Calls take(T()) with the type of elements whose accumulate type is Scalar: the kernels are
+// compiled for accumulate types alone.
 template <class Scalar, class Take>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void with_element_type(cuda::ElementType type, Take take) {
+GUMBEL_EXT_DEVICE void with_element_type(cuda::ElementType type, Take take) {
   if constexpr (sizeof(Scalar) == 8) {
     take(double());
   } else if (type == cuda::ElementType::kFloat32) {
@@ -58,10 +56,8 @@ struct OperandRow {
   std::int64_t offset, class_stride;
   cuda::ElementType type;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static OperandRow of(const RowsParams& p,
-                                                                const RowOperand& operand,
-                                                                cuda::ElementType type,
-                                                                std::int64_t row) {
+  GUMBEL_EXT_DEVICE static OperandRow of(const RowsParams& p, const RowOperand& operand,
+                                         cuda::ElementType type, std::int64_t row) {
     std::int64_t offset = 0;
     for (int d = p.dims - 1; d > 0; --d) {
       const std::int64_t above = row / p.size[d];
@@ -72,17 +68,8 @@ struct OperandRow {
     return {operand.data, offset, operand.class_stride, type};
   }
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar one(int c) const {
-    Scalar out = 0;
-    with_element_type<Scalar>(type, [&](auto element) {
-      using E = decltype(element);
-      out = widen(static_cast<const E*>(data)[offset + c * class_stride]);
-    });
-    return out;
-  }
   // Classes c, c + 1, ... of the row; `outside` past its end.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load(int c, int classes, Scalar outside,
-                                                     Scalar (&out)[kRowGroup]) const {
+  GUMBEL_EXT_DEVICE void load(int c, int classes, Scalar outside, Scalar (&out)[kRowGroup]) const {
     with_element_type<Scalar>(type, [&](auto element) {
       using E = decltype(element);
       const E* address = static_cast<const E*>(data) + offset + c * class_stride;
@@ -103,8 +90,8 @@ struct OperandRow {
       }
     });
   }
-  // A class of the row.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar at(int c) const {
+  // One class of the row.
+  GUMBEL_EXT_DEVICE Scalar at(int c) const {
     Scalar out = 0;
     with_element_type<Scalar>(type, [&](auto element) {
       out = widen(static_cast<const decltype(element)*>(data)[offset + c * class_stride]);
@@ -116,8 +103,7 @@ struct OperandRow {
 // Takes classes c, c + 1, ... into the best of a thread so far: among equals the first, and the
 // first NaN above all.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take_first_best(const Scalar (&z)[kRowGroup], int c,
-                                                              Best<Scalar>& best) {
+GUMBEL_EXT_DEVICE void take_first_best(const Scalar (&z)[kRowGroup], int c, Best<Scalar>& best) {
   Scalar top = z[0];
 #pragma unroll
   for (int v = 1; v < kRowGroup; ++v) top = larger_or_nan(top, z[v]);
@@ -130,9 +116,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take_first_best(const Scalar (&z)[
 
 // Classes c, c + 1, ... of a row of results, the first class of which is element `offset`.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_results(void* data, cuda::ElementType type,
-                                                            std::int64_t offset, int c, int classes,
-                                                            const Scalar (&in)[kRowGroup]) {
+GUMBEL_EXT_DEVICE void store_results(void* data, cuda::ElementType type, std::int64_t offset, int c,
+                                     int classes, const Scalar (&in)[kRowGroup]) {
   with_element_type<Scalar>(type, [&](auto element) {
     using E = decltype(element);
     E* address = static_cast<E*>(data) + offset + c;
@@ -160,7 +145,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_results(void* data, cuda::El
   });
 }
 
-// A row of such an operation as a thread meets it.
+// A row of an operation on such operands, as a thread meets it.
 template <class Scalar>
 struct OperandRows {
   std::int64_t row;
@@ -169,8 +154,7 @@ struct OperandRows {
   Scalar tau;  // positive (or negative, if kSigned) and finite, or NaN
 
   template <bool kSigned = false>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static OperandRows of(const RowsParams& p,
-                                                                 std::int64_t row) {
+  GUMBEL_EXT_DEVICE static OperandRows of(const RowsParams& p, std::int64_t row) {
     OperandRows r;
     r.exists = row < p.rows;
     r.row = r.exists ? row : 0;
@@ -191,9 +175,30 @@ struct OperandRows {
   }
 };
 
+// Sums over classes of e^((l - top) scale), and of that times a number d of each.
+template <class Scalar>
+struct SoftmaxSums {
+  Scalar sum, dot;
+
+  GUMBEL_EXT_DEVICE void take(Scalar e, Scalar d) {
+    sum = add(sum, e);
+    dot = multiply_add(e, d, dot);
+  }
+  GUMBEL_EXT_DEVICE SoftmaxSums times(Scalar factor) const {
+    return {multiply(sum, factor), multiply(dot, factor)};
+  }
+};
+struct AddSums {
+  template <class Scalar>
+  GUMBEL_EXT_DEVICE SoftmaxSums<Scalar> operator()(const SoftmaxSums<Scalar>& a,
+                                                   const SoftmaxSums<Scalar>& b) const {
+    return {add(a.sum, b.sum), add(a.dot, b.dot)};
+  }
+};
+
 // e^x for x <= 0.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar exp_nonpositive(Scalar x) {
+GUMBEL_EXT_DEVICE Scalar exp_nonpositive(Scalar x) {
   return power_of_two(multiply(x, Scalar(1.4426950408889634074)));
 }
 

@@ -19,12 +19,11 @@ constexpr int resident_threads(int elements) {
   return elements <= 4 ? 1024 : (elements <= 8 ? 768 : (elements <= 24 ? 640 : 512));
 }
 
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::uint64_t position_in_table(const Params& p,
-                                                                         std::int64_t row) {
+GUMBEL_EXT_DEVICE std::uint64_t position_in_table(const Params& p, std::int64_t row) {
   return static_cast<std::uint64_t>(load_read_only(p.row_positions + row));
 }
 // How far n classes are apart in noise positions.
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::uint64_t class_distance(const Params& p, int n) {
+GUMBEL_EXT_DEVICE std::uint64_t class_distance(const Params& p, int n) {
   return static_cast<std::uint64_t>(static_cast<std::int64_t>(n)) *
          static_cast<std::uint64_t>(p.position_class_stride);
 }
@@ -44,7 +43,7 @@ struct RowView {
   // A backward from y has no noise, and no positions either: its groups are those of row-major
   // ones, so that they are aligned where memory is.
   template <class T, bool kNoise = true>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static RowView of(const Params& p, std::int64_t row) {
+  GUMBEL_EXT_DEVICE static RowView of(const Params& p, std::int64_t row) {
     constexpr int kGroup = Element<T>::kGroup;
     RowView v;
     const bool exists = row < p.outer * p.inner;
@@ -80,8 +79,7 @@ struct RowView {
  private:
   // A pointer that is not used is null, and does no harm.
   template <class T>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static bool aligned(const void* base,
-                                                               std::int64_t first) {
+  GUMBEL_EXT_DEVICE static bool aligned(const void* base, std::int64_t first) {
     return base == nullptr || (reinterpret_cast<std::uintptr_t>(base) +
                                static_cast<std::uintptr_t>(first) * sizeof(T)) %
                                       16 ==
@@ -96,7 +94,7 @@ struct GroupSpan {
   bool vector;
 
   template <class T>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static GroupSpan of(const RowView& row, int group) {
+  GUMBEL_EXT_DEVICE static GroupSpan of(const RowView& row, int group) {
     constexpr int kGroup = Element<T>::kGroup;
     GroupSpan s;
     s.c = group * kGroup - row.lead;
@@ -104,23 +102,22 @@ struct GroupSpan {
     s.vector = row.vector && s.c >= 0 && s.c <= row.classes - kGroup;
     return s;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool holds(int v) const {
+  GUMBEL_EXT_DEVICE bool holds(int v) const {
     return static_cast<unsigned>(c + v) < static_cast<unsigned>(classes);
   }
 };
 
 template <class T>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY const T* element_of(const void* base, const RowView& row,
-                                                             int c) {
+GUMBEL_EXT_DEVICE const T* element_of(const void* base, const RowView& row, int c) {
   return static_cast<const T*>(base) + (row.offset + c);
 }
 template <class T>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY T* element_of(void* base, const RowView& row, int c) {
+GUMBEL_EXT_DEVICE T* element_of(void* base, const RowView& row, int c) {
   return static_cast<T*>(base) + (row.offset + c);
 }
 
-// A group as it lies in memory. Kept so until its turn comes, so that a thread's loads are all
-// under way before the first is waited for.
+// A group as it lies in memory, which is how it stays until its turn comes: a thread's loads are
+// all under way before the first is waited for.
 template <class T>
 struct RawGroup {
   static constexpr int kGroup = Element<T>::kGroup;
@@ -132,8 +129,8 @@ struct RawGroup {
   };
 
   // What the span does not hold becomes `outside`.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load(const void* base, const RowView& row,
-                                                     const GroupSpan& span, T outside) {
+  GUMBEL_EXT_DEVICE void load(const void* base, const RowView& row, const GroupSpan& span,
+                              T outside) {
     const T* address = element_of<T>(base, row, span.c);
     if (span.vector) {
 #pragma unroll
@@ -145,8 +142,7 @@ struct RawGroup {
       for (int v = 0; v < kGroup; ++v) element[v] = span.holds(v) ? address[v] : outside;
     }
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store(void* base, const RowView& row,
-                                                      const GroupSpan& span) const {
+  GUMBEL_EXT_DEVICE void store(void* base, const RowView& row, const GroupSpan& span) const {
     T* address = element_of<T>(base, row, span.c);
     if (span.vector) {
 #pragma unroll
@@ -162,12 +158,12 @@ struct RawGroup {
   }
 
   template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void widen_to(Scalar (&out)[kGroup]) const {
+  GUMBEL_EXT_DEVICE void widen_to(Scalar (&out)[kGroup]) const {
 #pragma unroll
     for (int v = 0; v < kGroup; ++v) out[v] = widen(element[v]);
   }
   template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void narrow_from(const Scalar (&in)[kGroup]) {
+  GUMBEL_EXT_DEVICE void narrow_from(const Scalar (&in)[kGroup]) {
     if constexpr (sizeof(T) == 2) {
 #pragma unroll
       for (int v = 0; v < kGroup; v += 2) word[v / 2] = narrow_two(in[v], in[v + 1], element);
@@ -179,16 +175,15 @@ struct RawGroup {
 };
 
 template <class T>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY T narrowed(typename Element<T>::Scalar value) {
+GUMBEL_EXT_DEVICE T narrowed(typename Element<T>::Scalar value) {
   T out;
   narrow(value, &out);
   return out;
 }
 
 template <class T, class Scalar, int count>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_group(void* base, const RowView& row,
-                                                          const GroupSpan& span,
-                                                          const Scalar (&in)[count]) {
+GUMBEL_EXT_DEVICE void store_group(void* base, const RowView& row, const GroupSpan& span,
+                                   const Scalar (&in)[count]) {
   RawGroup<T> raw;
   raw.narrow_from(in);
   raw.store(base, row, span);
@@ -196,9 +191,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store_group(void* base, const RowV
 
 // The calling thread's part of groups [first, last) of a row becomes `value`.
 template <class T, class Team, class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void fill_groups(const Team& team, void* base,
-                                                          const RowView& row, int first, int last,
-                                                          Scalar value) {
+GUMBEL_EXT_DEVICE void fill_groups(const Team& team, void* base, const RowView& row, int first,
+                                   int last, Scalar value) {
   Scalar values[Element<T>::kGroup];
 #pragma unroll
   for (int v = 0; v < Element<T>::kGroup; ++v) values[v] = value;
@@ -207,22 +201,20 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void fill_groups(const Team& team, void
   }
 }
 
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool is_allowed(const Params& p, const RowView& row,
-                                                         int c) {
+GUMBEL_EXT_DEVICE bool is_allowed(const Params& p, const RowView& row, int c) {
   return p.mask == nullptr || p.mask[row.mask_offset + c * p.mask_class_stride] != 0;
 }
 
-// logits + noise, -inf where the mask forbids or the row ends.
+// logits + noise if there is any, -inf where the mask forbids or the row ends.
 template <class T, class Scalar, int count>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_group(const Params& p, const RowView& row,
-                                                          const GroupSpan& span,
-                                                          const RawGroup<T>& logits,
-                                                          NoiseSource& noise, Scalar (&z)[count]) {
+GUMBEL_EXT_DEVICE void noisy_group(const Params& p, const RowView& row, const GroupSpan& span,
+                                   const RawGroup<T>& logits, NoiseSource& noise,
+                                   Scalar (&z)[count]) {
   logits.widen_to(z);
   if (p.position_class_stride == 1) {
     noise.add_blocks(
         (row.position + static_cast<std::uint64_t>(static_cast<std::int64_t>(span.c))) >> 2, z);
-  } else {
+  } else if (p.position_class_stride != cuda::kNoNoise) {
 #pragma unroll 1
     for (int v = 0; v < count; ++v) {
       Scalar own = z[0];
@@ -243,17 +235,16 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void noisy_group(const Params& p, const
 
 // Takes z of a group into the best of a thread so far, by its largest first: most groups end there.
 template <class Scalar, int count>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take_group(const Scalar (&z)[count], int c,
-                                                         Best<Scalar>& best) {
+GUMBEL_EXT_DEVICE void take_group(const Scalar (&z)[count], int c, Best<Scalar>& best) {
   Scalar top = z[0];
 #pragma unroll
   for (int v = 1; v < count; ++v) top = larger_or_nan(top, z[v]);
-  // Not "larger": a NaN must win, and stay.
+  // A NaN must win, and stay, so that the test is not "larger".
   if (top <= best.value || best.is_nan()) return;
   best.value = top;
 #pragma unroll
   for (int v = count - 1; v >= 0; --v) {
-    // Of a NaN the place does not matter: settle_row() looks for the first.
+    // The place of a NaN does not matter: settle_row() looks for the first.
     if (!(z[v] < top)) best.index = c + v;
   }
 }
@@ -261,10 +252,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take_group(const Scalar (&z)[count
 // Calls take(span, z) for groups [first, last) of a row that are the calling thread's, kBatch loads
 // ahead.
 template <class T, int kBatch, class Team, class Take>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_noisy_groups(const Team& team, const Params& p,
-                                                               const RowView& row, int first,
-                                                               int last, NoiseSource& noise,
-                                                               Take take) {
+GUMBEL_EXT_DEVICE void for_noisy_groups(const Team& team, const Params& p, const RowView& row,
+                                        int first, int last, NoiseSource& noise, Take take) {
   using Scalar = typename Element<T>::Scalar;
   for (int g = first + team.rank(); g < last; g += kBatch * team.threads()) {
     RawGroup<T> logits[kBatch];
@@ -287,8 +276,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_noisy_groups(const Team& team,
 
 // z of one class that the mask allows, with the very bits that noisy_group() gives it.
 template <class T, class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar noisy_logit(const Params& p, const RowView& row,
-                                                            int c, NoiseSource& noise) {
+GUMBEL_EXT_DEVICE Scalar noisy_logit(const Params& p, const RowView& row, int c,
+                                     NoiseSource& noise) {
   Scalar z = widen(*element_of<T>(p.logits, row, c));
   noise.add_one(row.position + class_distance(p, c), z);
   return z;
@@ -297,8 +286,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar noisy_logit(const Params& p, con
 // What a row's gradients are shifted by: that of its chosen class; 0 for a row that the mask
 // forbids, whose index is -1. An index that is none of a forward's makes its row NaN.
 template <class T>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY typename Element<T>::Scalar chosen_gradient(
-    const Params& p, const RowView& row, std::int64_t index) {
+GUMBEL_EXT_DEVICE typename Element<T>::Scalar chosen_gradient(const Params& p, const RowView& row,
+                                                              std::int64_t index) {
   using Scalar = typename Element<T>::Scalar;
   if (index < 0) return Scalar(0);
   if (index >= row.classes) return quiet_nan<Scalar>();
@@ -314,7 +303,7 @@ struct InverseTau {
 template <class Scalar>
 constexpr Scalar smallest_normal = sizeof(Scalar) == 4 ? 0x1p-126 : 0x1p-1022;
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar clamped(Scalar value) {
+GUMBEL_EXT_DEVICE Scalar clamped(Scalar value) {
   constexpr Scalar lowest = smallest_normal<Scalar>;
   constexpr Scalar highest = sizeof(Scalar) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
   return value < lowest ? lowest : (value > highest ? highest : value);
@@ -322,8 +311,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar clamped(Scalar value) {
 // A tensor's tau that is not positive and finite makes its row NaN: to raise would be to wait for
 // the device.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY InverseTau<Scalar> inverse_tau(const Params& p,
-                                                                        std::int64_t row) {
+GUMBEL_EXT_DEVICE InverseTau<Scalar> inverse_tau(const Params& p, std::int64_t row) {
   if (p.tau == nullptr) {
     if constexpr (sizeof(Scalar) == 4) return {p.exponent_scale_float32, p.inverse_tau_float32};
     return {static_cast<Scalar>(p.exponent_scale), static_cast<Scalar>(p.inverse_tau)};
@@ -335,13 +323,32 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY InverseTau<Scalar> inverse_tau(const Pa
 
 enum class RowKind { kOrdinary, kNaN, kForbidden };
 
+// What all classes of a row share: the reciprocal of their sum of exponentials or, for log y, its
+// logarithm; in a row that is not ordinary, what fills it.
+template <bool kLog, class Scalar>
+GUMBEL_EXT_DEVICE Scalar share_of(Scalar sum) {
+  return kLog ? natural_log(sum) : refined_reciprocal(sum);
+}
+template <bool kLog, class Scalar>
+GUMBEL_EXT_DEVICE Scalar fill_of(RowKind kind) {
+  if (kind != RowKind::kForbidden) return quiet_nan<Scalar>();
+  return kLog ? -infinity<Scalar>() : Scalar(0);
+}
+// y or log y of a class with noisy logit z, in a row whose largest is `top`.
+template <bool kLog, class Scalar>
+GUMBEL_EXT_DEVICE Scalar result_of(Scalar z, Scalar top, const InverseTau<Scalar>& tau,
+                                   Scalar share) {
+  const Scalar distance = add(z, -top);
+  if (kLog) return add(multiply(distance, tau.inverse), -share);
+  return multiply(power_of_two(multiply(distance, tau.exponent_scale)), share);
+}
+
 // What becomes of a row that is not ordinary, for its logits or its tau. In: the index of its
 // largest noisy logit, or kNoIndex if none is above -inf. A row that the mask forbids entirely is
 // defined (zeros, index -1); one whose allowed logits are all -inf is NaN, as softmax gives; a NaN
 // logit's row has its index.
 template <class T, class Team>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowKind settle_row(Team& team, const Params& p,
-                                                            const RowView& row, int* index) {
+GUMBEL_EXT_DEVICE RowKind settle_row(Team& team, const Params& p, const RowView& row, int* index) {
   int first_allowed = kNoIndex, first_nan = kNoIndex;
   for (int c = team.rank(); c < row.classes; c += team.threads()) {
     if (!is_allowed(p, row, c)) continue;

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../row_tensors.h"
-#include "concrete_params.h"
+#include "rows_params.h"
 #include "tensors.h"
 
 namespace gumbel_ext {

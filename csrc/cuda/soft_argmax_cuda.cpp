@@ -2,14 +2,14 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "../ops/soft_argmax.h"
-#include "deterministic_params.h"
 #include "rows_builder.h"
+#include "soft_argmax_params.h"
 
 namespace gumbel_ext {
 namespace cuda {
 namespace {
 
-static_assert(kMostCoordinates == kMaxCoordinates, "the ops check what kernels can");
+static_assert(kMaxCoordinates == gumbel_ext::kMaxCoordinates, "the ops check what kernels can");
 
 // Around their middle, so that coordinates that are all large lose nothing in float32.
 struct CentredPositions {

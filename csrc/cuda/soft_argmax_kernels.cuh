@@ -7,8 +7,8 @@
 // positions of a hundred thousand would cost a float32 sum the last digits of the result.
 #pragma once
 
-#include "deterministic_params.h"
 #include "row_operands.cuh"
+#include "soft_argmax_params.h"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
@@ -18,19 +18,15 @@ using cuda::SoftArgmaxParams;
 // 2^x for x <= 0, by the series: the hardware's error of 2^-22, times positions of a hundred
 // thousand, would be more than a unit in the last place of the result. Not for NaN: the
 // series shifts bits, and makes a number of one that has any at its low end, as CUDA's have.
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float position_weight(float x) {
-  return exp2_nonpositive(DeviceF32{x}).v;
-}
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY double position_weight(double x) {
-  return exp2_nonpositive(DeviceF64{x}).v;
-}
+GUMBEL_EXT_DEVICE float position_weight(float x) { return exp2_nonpositive(DeviceF32{x}).v; }
+GUMBEL_EXT_DEVICE double position_weight(double x) { return exp2_nonpositive(DeviceF64{x}).v; }
 
 // A sum and what its rounding lost (Knuth's TwoSum), as good as twice the precision.
 template <class Scalar>
 struct LongSum {
   Scalar sum, lost;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take(Scalar term, Scalar lost_of_term) {
+  GUMBEL_EXT_DEVICE void take(Scalar term, Scalar lost_of_term) {
     const Scalar total = add(sum, term), of_term = add(total, -sum), of_sum = add(total, -of_term);
     const Scalar error = add(add(sum, -of_sum), add(term, -of_term));
     lost = add(add(lost, lost_of_term), error);
@@ -44,7 +40,7 @@ struct PositionSums {
 };
 struct AddPositionSums {
   template <class Scalar, int kCoordinates>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY PositionSums<Scalar, kCoordinates> operator()(
+  GUMBEL_EXT_DEVICE PositionSums<Scalar, kCoordinates> operator()(
       const PositionSums<Scalar, kCoordinates>& a,
       const PositionSums<Scalar, kCoordinates>& b) const {
     PositionSums<Scalar, kCoordinates> out = a;
@@ -57,14 +53,13 @@ struct AddPositionSums {
 
 // The positions of one coordinate.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY OperandRow<Scalar> position_row(const SoftArgmaxParams& p,
-                                                                         int k) {
+GUMBEL_EXT_DEVICE OperandRow<Scalar> position_row(const SoftArgmaxParams& p, int k) {
   return {p.positions, k * p.classes, 1, kTypeOf<Scalar>};
 }
 
 // log2(e) beta, which may be above the largest number: times a distance of 0 it must stay 0.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar position_scale(Scalar beta, Scalar sign) {
+GUMBEL_EXT_DEVICE Scalar position_scale(Scalar beta, Scalar sign) {
   return multiply(sign, clamped(multiply(Scalar(1.4426950408889634074), multiply(sign, beta))));
 }
 

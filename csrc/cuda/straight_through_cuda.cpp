@@ -2,8 +2,9 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "../ops/straight_through.h"
-#include "deterministic_params.h"
+#include "gumbel_softmax_cuda.h"
 #include "rows_builder.h"
+#include "straight_through_params.h"
 
 namespace gumbel_ext {
 namespace cuda {
@@ -17,17 +18,9 @@ TwoTensors straight_through_softmax_cuda(StraightThroughSoftmax& a) {
   check_tau_on_host(a);
   if (a.logits.numel() == 0) return {y, index.fill_(-1)};
   const c10::cuda::CUDAGuard guard(a.logits.device());
-  RowsOutput out(y, a.dim);
-
-  StraightThroughParams p{};
-  RowsBuilder builder(p, op, a.logits, a.dim, /*tau=*/1.0, std::nullopt);
-  builder.add(p.logits, a.logits);
-  if (a.mask) builder.add(p.mask, a.mask->expand(a.logits.sizes()));
-  builder.finish();
-  if (a.return_index) p.index = index.mutable_data_ptr<int64_t>();
-  p.y = out.data();
-  check_launch(op, launch_straight_through(p, current_stream()));
-  out.finish();
+  forward_into(op, Op::kHard, a.logits, 1.0, std::nullopt, a.dim, a.mask, /*random=*/nullptr,
+               std::nullopt, y, a.return_index ? OptionalTensor(index) : std::nullopt,
+               std::nullopt);
   return {y, index};
 }
 
@@ -45,10 +38,10 @@ TwoTensors straight_through_softmax_backward_cuda(StraightThroughSoftmaxBackward
   if (a.mask) builder.add(p.mask, a.mask->expand(a.logits.sizes()));
   builder.add(p.grad, a.grad);
   builder.finish();
-  p.index = const_cast<int64_t*>(of_rows.const_data_ptr<int64_t>());
+  p.index = of_rows.const_data_ptr<int64_t>();
   p.grad_logits = out.data();
   if (a.tau_grad) p.grad_tau = grad_tau.mutable_data_ptr();
-  check_launch(op, launch_straight_through(p, current_stream()));
+  check_launch(op, launch_straight_through_backward(p, current_stream()));
   out.finish();
   return {grad_logits, grad_tau};
 }

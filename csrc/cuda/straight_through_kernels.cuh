@@ -1,8 +1,9 @@
-// The straight-through softmax without noise: a team of threads a row.
+// The gradient of the straight-through softmax without noise: a team of threads a row. The sample
+// itself is a hard one without noise.
 #pragma once
 
-#include "deterministic_params.h"
 #include "row_operands.cuh"
+#include "straight_through_params.h"
 
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
@@ -16,8 +17,7 @@ struct ScoreRow {
   const std::uint8_t* allowed;  // null: every class
   std::int64_t class_stride;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static ScoreRow of(const StraightThroughParams& p,
-                                                              std::int64_t row) {
+  GUMBEL_EXT_DEVICE static ScoreRow of(const StraightThroughParams& p, std::int64_t row) {
     ScoreRow s{OperandRow<Scalar>::of(p, p.logits, p.type, row), nullptr, 0};
     if (p.mask.data != nullptr) {
       const auto mask = OperandRow<Scalar>::of(p, p.mask, p.type, row);
@@ -26,73 +26,16 @@ struct ScoreRow {
     }
     return s;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool allows(int c) const {
+  GUMBEL_EXT_DEVICE bool allows(int c) const {
     return allowed == nullptr || allowed[c * class_stride] != 0;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load(int c, int classes,
-                                                     Scalar (&z)[kRowGroup]) const {
+  GUMBEL_EXT_DEVICE void load(int c, int classes, Scalar (&z)[kRowGroup]) const {
     logits.load(c, classes, -infinity<Scalar>(), z);
     if (allowed == nullptr) return;
 #pragma unroll
     for (int v = 0; v < kRowGroup; ++v) {
       if (v < classes - c && !allows(c + v)) z[v] = -infinity<Scalar>();
     }
-  }
-};
-
-// Zeros are written on the way; the thread that wrote the winner's zero then makes it a one.
-template <class Scalar, class Team>
-GUMBEL_EXT_KERNEL(Team::kBlockThreads, resident_threads<Scalar>(kRowGroup))
-straight_through_kernel(const GUMBEL_EXT_CONSTANT StraightThroughParams p) {
-  Team team;
-  for (std::int64_t first = team.first_row(); first < p.rows; first += team.row_step()) {
-    const OperandRows<Scalar> row = OperandRows<Scalar>::of(p, first + team.row_in_block());
-    const auto scores = ScoreRow<Scalar>::of(p, row.row);
-    const std::int64_t offset = row.row * p.classes;
-    Best<Scalar> own = Best<Scalar>::none();
-    for (int g = team.rank(); g < row.groups; g += team.threads()) {
-      Scalar z[kRowGroup];
-      scores.load(g * kRowGroup, row.classes, z);
-      take_first_best(z, g * kRowGroup, own);
-      const Scalar zeros[kRowGroup] = {};
-      store_results(p.y, p.type, offset, g * kRowGroup, row.classes, zeros);
-    }
-    const Best<Scalar> best = team.reduce(own, BetterOf());
-    int index = best.index;
-    const bool nothing = best.index == kNoIndex;
-    if (team.any(nothing)) {
-      // No class above -inf: the first that the mask allows, or none.
-      int allowed = kNoIndex;
-      for (int c = team.rank(); c < row.classes && allowed == kNoIndex; c += team.threads()) {
-        if (scores.allows(c)) allowed = c;
-      }
-      allowed = team.reduce(allowed, Smaller());
-      if (nothing) index = allowed == kNoIndex ? -1 : allowed;
-    }
-    if (p.index != nullptr && team.rank() == 0 && row.exists) p.index[row.row] = index;
-    if (best.is_nan() || (nothing && index >= 0)) {
-      const Scalar nan = quiet_nan<Scalar>();
-      const Scalar nans[kRowGroup] = {nan, nan, nan, nan};
-      for (int g = team.rank(); g < row.groups; g += team.threads()) {
-        store_results(p.y, p.type, offset, g * kRowGroup, row.classes, nans);
-      }
-    } else if (!nothing && own.index == index) {
-      with_element_type<Scalar>(p.type, [&](auto element) {
-        narrow(Scalar(1), static_cast<decltype(element)*>(p.y) + offset + index);
-      });
-    }
-  }
-}
-
-template <class Scalar>
-struct SoftmaxSums {
-  Scalar total, dot;  // sums of e and of e h
-};
-struct AddSoftmaxSums {
-  template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY SoftmaxSums<Scalar> operator()(
-      const SoftmaxSums<Scalar>& a, const SoftmaxSums<Scalar>& b) const {
-    return {add(a.total, b.total), add(a.dot, b.dot)};
   }
 };
 
@@ -126,12 +69,11 @@ straight_through_backward_kernel(const GUMBEL_EXT_CONSTANT StraightThroughParams
 #pragma unroll
       for (int v = 0; v < kRowGroup; ++v) {
         const Scalar e = power_of_two(multiply(add(z[v], -top), scale));
-        sums.total = add(sums.total, e);
-        sums.dot = multiply_add(add(h[v], -shift), e, sums.dot);
+        sums.take(e, add(h[v], -shift));
       }
     }
-    sums = team.reduce(sums, AddSoftmaxSums());
-    const Scalar factor = reciprocal(sums.total), dot = multiply(sums.dot, factor);
+    sums = team.reduce(sums, AddSums());
+    const Scalar factor = reciprocal(sums.sum), dot = multiply(sums.dot, factor);
     Scalar slope = 0;
     for (int g = team.rank(); g < row.groups; g += team.threads()) {
       Scalar z[kRowGroup], h[kRowGroup];

@@ -7,7 +7,7 @@
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-// Which part of the work a launch does.
+// The part of the work that a launch does.
 enum class Phase { kWhole, kPartial, kFinish };
 
 constexpr int kStreamThreads = 256;
@@ -20,8 +20,7 @@ struct ChunkView {
   int first_group, last_group;  // [first, last)
 
   template <class T>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static ChunkView of(const Params& p,
-                                                               const RowView& row) {
+  GUMBEL_EXT_DEVICE static ChunkView of(const Params& p, const RowView& row) {
     constexpr int kGroup = Element<T>::kGroup;
     ChunkView v;
     const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * p.chunk_classes;
@@ -34,23 +33,23 @@ struct ChunkView {
 };
 
 template <class V>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V* partials_of_row(const Params& p, std::int64_t row) {
+GUMBEL_EXT_DEVICE V* partials_of_row(const Params& p, std::int64_t row) {
   return static_cast<V*>(p.partials) + row * p.chunks;
 }
 
 // Combines the partial results of a row, in the order of its chunks, and gives all threads the
 // result.
 template <class V, class Op>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V merge_partials(BlockTeam<kStreamThreads>& team,
-                                                          const Params& p, std::int64_t row,
-                                                          V nothing, Op op) {
+GUMBEL_EXT_DEVICE V merge_partials(BlockTeam<kStreamThreads>& team, const Params& p,
+                                   std::int64_t row, V nothing, Op op) {
   const V* part = partials_of_row<V>(p, row);
   V own = nothing;
   for (std::int64_t k = team.rank(); k < p.chunks; k += team.threads()) own = op(own, part[k]);
   return team.reduce(own, op);
 }
 
-template <class T, Phase phase>
+// Writes y or, if kLog, log y, which has no index.
+template <class T, Phase phase, bool kLog>
 GUMBEL_EXT_KERNEL(kStreamThreads, resident_threads<T>(kStreamBatch<T>* Element<T>::kGroup))
 soft_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   using Scalar = typename Element<T>::Scalar;
@@ -95,29 +94,27 @@ soft_stream_kernel(const GUMBEL_EXT_CONSTANT Params p) {
           merge_partials(team, p, r, RunningSum<Scalar>{Best<Scalar>::none(), Scalar(0)}, merge);
     }
     int index = total.best.index;
-    Scalar factor = refined_reciprocal(total.sum);
+    Scalar share = share_of<kLog>(total.sum);
     const Scalar top = total.best.value;
     // NaN or +inf among the logits, a tau that is none, or nothing above -inf.
     const bool special = !(total.sum < infinity<Scalar>()) || index == kNoIndex;
     if (special) {
       const RowKind kind = settle_row<T>(team, p, row, &index);
-      factor = kind == RowKind::kForbidden ? 0 : quiet_nan<Scalar>();
+      share = fill_of<kLog, Scalar>(kind);
     }
-    if (p.index != nullptr && team.rank() == 0 && blockIdx.y == 0) p.index[r] = index;
+    if (!kLog && p.index != nullptr && team.rank() == 0 && blockIdx.y == 0) p.index[r] = index;
     if (special) {
-      fill_groups<T>(team, p.y, row, chunk.first_group, chunk.last_group, factor);
+      fill_groups<T>(team, p.y, row, chunk.first_group, chunk.last_group, share);
       continue;
     }
-    for_noisy_groups<T, kStreamBatch<T>>(
-        team, p, row, chunk.first_group, chunk.last_group, noise,
-        [&](const GroupSpan& span, const Scalar(&z)[kGroup]) {
-          Scalar y[kGroup];
+    for_noisy_groups<T, kStreamBatch<T>>(team, p, row, chunk.first_group, chunk.last_group, noise,
+                                         [&](const GroupSpan& span, const Scalar(&z)[kGroup]) {
+                                           Scalar y[kGroup];
 #pragma unroll
-          for (int v = 0; v < kGroup; ++v) {
-            y[v] = multiply(power_of_two(multiply(add(z[v], -top), tau.exponent_scale)), factor);
-          }
-          store_group<T>(p.y, row, span, y);
-        });
+                                           for (int v = 0; v < kGroup; ++v)
+                                             y[v] = result_of<kLog>(z[v], top, tau, share);
+                                           store_group<T>(p.y, row, span, y);
+                                         });
   }
 }
 
@@ -179,7 +176,7 @@ template <class Scalar>
 struct Dots {
   Scalar dot, log_h, log;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take(Scalar y, Scalar h, bool with_log) {
+  GUMBEL_EXT_DEVICE void take(Scalar y, Scalar h, bool with_log) {
     dot = multiply_add(h, y, dot);
     if (!with_log) return;
     const Scalar term = multiply(natural_log(y), y);
@@ -187,23 +184,21 @@ struct Dots {
     log = add(log, term);
   }
   // dtau of the row.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar grad_tau(Scalar inverse_tau) const {
+  GUMBEL_EXT_DEVICE Scalar grad_tau(Scalar inverse_tau) const {
     return multiply(multiply_add(dot, log, -log_h), inverse_tau);
   }
 };
 struct AddDots {
   template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Dots<Scalar> operator()(const Dots<Scalar>& a,
-                                                                   const Dots<Scalar>& b) const {
+  GUMBEL_EXT_DEVICE Dots<Scalar> operator()(const Dots<Scalar>& a, const Dots<Scalar>& b) const {
     return {add(a.dot, b.dot), add(a.log_h, b.log_h), add(a.log, b.log)};
   }
 };
 
 // Calls take(span, y, grad) for the calling thread's groups of a chunk, kStreamBatch loads ahead.
 template <class T, class Take>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_y_and_grad(const BlockTeam<kStreamThreads>& team,
-                                                             const Params& p, const RowView& row,
-                                                             const ChunkView& chunk, Take take) {
+GUMBEL_EXT_DEVICE void for_y_and_grad(const BlockTeam<kStreamThreads>& team, const Params& p,
+                                      const RowView& row, const ChunkView& chunk, Take take) {
   using Scalar = typename Element<T>::Scalar;
   constexpr int kBatch = kStreamBatch<T>, kGroup = Element<T>::kGroup;
   for (int g = chunk.first_group + team.rank(); g < chunk.last_group;
@@ -212,7 +207,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void for_y_and_grad(const BlockTeam<kSt
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
       const int group = g + k * team.threads();
-      // Not even in advance may a group of the next chunk be touched: y lies where that chunk
+      // A group of the next chunk may not be touched, even in advance: y lies where that chunk
       // writes.
       if (group >= chunk.last_group) break;
       const GroupSpan span = GroupSpan::of<T>(row, group);

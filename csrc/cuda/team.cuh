@@ -12,19 +12,19 @@ constexpr int kNoIndex = 0x7FFFFFFF;
 
 struct Larger {
   template <class V>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V operator()(V a, V b) const {
+  GUMBEL_EXT_DEVICE V operator()(V a, V b) const {
     return b > a ? b : a;
   }
 };
 struct Smaller {
   template <class V>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V operator()(V a, V b) const {
+  GUMBEL_EXT_DEVICE V operator()(V a, V b) const {
     return b < a ? b : a;
   }
 };
 struct Sum {
   template <class V>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V operator()(V a, V b) const {
+  GUMBEL_EXT_DEVICE V operator()(V a, V b) const {
     return a + b;
   }
 };
@@ -35,15 +35,12 @@ struct Best {
   Scalar value;
   int index;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static Best none() {
-    return {-infinity<Scalar>(), kNoIndex};
-  }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool is_nan() const { return value != value; }
+  GUMBEL_EXT_DEVICE static Best none() { return {-infinity<Scalar>(), kNoIndex}; }
+  GUMBEL_EXT_DEVICE bool is_nan() const { return value != value; }
 };
 struct BetterOf {
   template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Best<Scalar> operator()(const Best<Scalar>& a,
-                                                                   const Best<Scalar>& b) const {
+  GUMBEL_EXT_DEVICE Best<Scalar> operator()(const Best<Scalar>& a, const Best<Scalar>& b) const {
     const bool level = a.value == b.value || (a.is_nan() && b.is_nan());
     const bool b_wins = level ? b.index < a.index : b.is_nan() || b.value > a.value;
     return b_wins ? b : a;
@@ -60,27 +57,26 @@ template <class Scalar>
 struct MergeSums {
   Scalar scale;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar rescaled(const RunningSum<Scalar>& part,
-                                                           Scalar largest) const {
+  GUMBEL_EXT_DEVICE Scalar rescaled(const RunningSum<Scalar>& part, Scalar largest) const {
     // An empty part has sum 0 and largest -inf, whose difference from -inf would be NaN.
     return part.best.value == largest
                ? part.sum
                : part.sum * power_of_two((part.best.value - largest) * scale);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RunningSum<Scalar> operator()(
-      const RunningSum<Scalar>& a, const RunningSum<Scalar>& b) const {
+  GUMBEL_EXT_DEVICE RunningSum<Scalar> operator()(const RunningSum<Scalar>& a,
+                                                  const RunningSum<Scalar>& b) const {
     const Best<Scalar> best = BetterOf()(a.best, b.best);
     return {best, rescaled(a, best.value) + rescaled(b, best.value)};
   }
 };
 
 template <class V>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V shuffle_xor(V v, int distance) {
+GUMBEL_EXT_DEVICE V shuffle_xor(V v, int distance) {
   static_assert(sizeof(V) % 4 == 0);
   union Words {
     V value;
     unsigned word[sizeof(V) / 4];
-    GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Words() {}
+    GUMBEL_EXT_DEVICE Words() {}
   } in, out;
   in.value = v;
 #pragma unroll
@@ -92,7 +88,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V shuffle_xor(V v, int distance) {
 
 // All operations here commute to the bit, so that all lanes arrive at the same one.
 template <class V, class Op>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V reduce_lanes(V v, int lanes, Op op) {
+GUMBEL_EXT_DEVICE V reduce_lanes(V v, int lanes, Op op) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
     if (distance < lanes) v = op(v, shuffle_xor(v, distance));
@@ -101,7 +97,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V reduce_lanes(V v, int lanes, Op op) {
 }
 // Whole warps have an instruction for whole numbers; of which the bits of a float that is not NaN
 // become one, in the same order.
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int reduce_lanes(int v, int lanes, Smaller) {
+GUMBEL_EXT_DEVICE int reduce_lanes(int v, int lanes, Smaller) {
   if (lanes == 32 && kWarpReduces) return warp_min(v);
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
@@ -109,7 +105,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int reduce_lanes(int v, int lanes, Smal
   }
   return v;
 }
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float reduce_lanes(float v, int lanes, Larger) {
+GUMBEL_EXT_DEVICE float reduce_lanes(float v, int lanes, Larger) {
   if (lanes == 32 && kWarpReduces) {
     const auto ordered = [](std::int32_t b) { return b ^ ((b >> 31) & 0x7FFFFFFF); };
     const std::int32_t largest = warp_max(ordered(static_cast<std::int32_t>(bits_of(v))));
@@ -129,23 +125,21 @@ struct LaneTeam {
   static constexpr int kBlockThreads = 128;
   static constexpr int kRowsPerBlock = kBlockThreads / kLanes;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int rank() const { return threadIdx.x % kLanes; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int threads() const { return kLanes; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int row_in_block() const { return threadIdx.x / kLanes; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::int64_t first_row() const {
+  GUMBEL_EXT_DEVICE int rank() const { return threadIdx.x % kLanes; }
+  GUMBEL_EXT_DEVICE int threads() const { return kLanes; }
+  GUMBEL_EXT_DEVICE int row_in_block() const { return threadIdx.x / kLanes; }
+  GUMBEL_EXT_DEVICE std::int64_t first_row() const {
     return static_cast<std::int64_t>(blockIdx.x) * kRowsPerBlock;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::int64_t row_step() const {
+  GUMBEL_EXT_DEVICE std::int64_t row_step() const {
     return static_cast<std::int64_t>(gridDim.x) * kRowsPerBlock;
   }
   template <class V, class Op>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V reduce(V v, Op op) {
+  GUMBEL_EXT_DEVICE V reduce(V v, Op op) {
     return reduce_lanes(v, kLanes, op);
   }
   // Whether any team that has to take the same branch says so.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool any(bool flag) {
-    return __any_sync(kWholeWarp, flag);
-  }
+  GUMBEL_EXT_DEVICE bool any(bool flag) { return __any_sync(kWholeWarp, flag); }
 };
 
 // A block a row.
@@ -155,13 +149,13 @@ struct BlockTeam {
   static constexpr int kRowsPerBlock = 1;
   static constexpr int kWarps = kBlock / 32;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int rank() const { return threadIdx.x; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int threads() const { return kBlock; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int row_in_block() const { return 0; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::int64_t first_row() const { return blockIdx.x; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::int64_t row_step() const { return gridDim.x; }
+  GUMBEL_EXT_DEVICE int rank() const { return threadIdx.x; }
+  GUMBEL_EXT_DEVICE int threads() const { return kBlock; }
+  GUMBEL_EXT_DEVICE int row_in_block() const { return 0; }
+  GUMBEL_EXT_DEVICE std::int64_t first_row() const { return blockIdx.x; }
+  GUMBEL_EXT_DEVICE std::int64_t row_step() const { return gridDim.x; }
   template <class V, class Op>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V reduce(V v, Op op) {
+  GUMBEL_EXT_DEVICE V reduce(V v, Op op) {
     GUMBEL_EXT_SHARED(V, of_warp, kWarps);
     v = reduce_lanes(v, 32, op);
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = v;
@@ -173,7 +167,7 @@ struct BlockTeam {
     __syncthreads();
     return v;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool any(bool flag) { return flag; }
+  GUMBEL_EXT_DEVICE bool any(bool flag) { return flag; }
 };
 
 // A cluster of blocks a row: each block reduces, then reads what the others found in their shared
@@ -183,21 +177,15 @@ struct ClusterTeam {
   static constexpr int kBlockThreads = kBlock;
   static constexpr int kRowsPerBlock = 1;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int rank() const {
+  GUMBEL_EXT_DEVICE int rank() const {
     return static_cast<int>(cluster_rank()) * kBlock + static_cast<int>(threadIdx.x);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int threads() const {
-    return static_cast<int>(cluster_blocks()) * kBlock;
-  }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int row_in_block() const { return 0; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::int64_t first_row() const {
-    return blockIdx.x / cluster_blocks();
-  }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY std::int64_t row_step() const {
-    return gridDim.x / cluster_blocks();
-  }
+  GUMBEL_EXT_DEVICE int threads() const { return static_cast<int>(cluster_blocks()) * kBlock; }
+  GUMBEL_EXT_DEVICE int row_in_block() const { return 0; }
+  GUMBEL_EXT_DEVICE std::int64_t first_row() const { return blockIdx.x / cluster_blocks(); }
+  GUMBEL_EXT_DEVICE std::int64_t row_step() const { return gridDim.x / cluster_blocks(); }
   template <class V, class Op>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY V reduce(V v, Op op) {
+  GUMBEL_EXT_DEVICE V reduce(V v, Op op) {
     GUMBEL_EXT_SHARED(V, of_block, 1);
     v = BlockTeam<kBlock>().reduce(v, op);
     if (threadIdx.x == 0) of_block[0] = v;
@@ -208,7 +196,7 @@ struct ClusterTeam {
     cluster_barrier();
     return v;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool any(bool flag) { return flag; }
+  GUMBEL_EXT_DEVICE bool any(bool flag) { return flag; }
 };
 
 }  // namespace GUMBEL_EXT_ISA

@@ -101,7 +101,7 @@ inline void check_launch(const char* op, const char* error) {
   TORCH_CHECK(error == nullptr, op, ": CUDA launch failed: ", error);
 }
 
-// A factor kept inside the normal range of the type computed in.
+// A factor kept inside the normal range of the accumulate type.
 inline double clamped_factor(double value, bool is_double) {
   const double low =
       is_double ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
@@ -118,7 +118,7 @@ inline std::optional<double> known_tau(double tau, const OptionalTensor& tau_ten
   return std::nullopt;
 }
 
-// One number for each row of `like`, of the type computed in.
+// One number for each row of `like`, of the accumulate type.
 inline at::Tensor row_temperatures(const at::Tensor& tau_tensor, const at::Tensor& like,
                                    int64_t dim) {
   const at::ScalarType type = compute_dtype(like.scalar_type());

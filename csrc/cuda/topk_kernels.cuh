@@ -17,14 +17,14 @@ union ScoredGroup {
   uint4 vector[kVectors];
   Scalar z[kGroup];
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY ScoredGroup() {}
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load(const Scalar* address) {
+  GUMBEL_EXT_DEVICE ScoredGroup() {}
+  GUMBEL_EXT_DEVICE void load(const Scalar* address) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       vector[i] = load_vector(reinterpret_cast<const uint4*>(address) + i);
     }
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void store(Scalar* address) const {
+  GUMBEL_EXT_DEVICE void store(Scalar* address) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       store_vector(reinterpret_cast<uint4*>(address) + i, vector[i]);
@@ -34,13 +34,13 @@ union ScoredGroup {
 
 // A class that is never chosen: forbidden, -inf, or outside the row.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool is_out(Scalar z) {
+GUMBEL_EXT_DEVICE bool is_out(Scalar z) {
   return z == -infinity<Scalar>();
 }
 
 // The best of the calling thread's groups that comes after `last`.
 template <class T, class Team>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Best<typename Element<T>::Scalar> best_after(
+GUMBEL_EXT_DEVICE Best<typename Element<T>::Scalar> best_after(
     const Team& team, const RowView& row, const typename Element<T>::Scalar* scores,
     const Best<typename Element<T>::Scalar>& last) {
   using Scalar = typename Element<T>::Scalar;
@@ -69,7 +69,8 @@ topk_rows_kernel(const GUMBEL_EXT_CONSTANT Params p) {
   Team team;
   NoiseSource noise(read_state(p.random));
   const std::int64_t rows = p.outer * p.inner;
-  // Of this team alone, for one row after the other: a group always has the same thread.
+  // The scores are this team's alone, for one row after the other: a group always has the same
+  // thread.
   const std::int64_t slot =
       static_cast<std::int64_t>(blockIdx.x) * Team::kRowsPerBlock + team.row_in_block();
   Scalar* scores = static_cast<Scalar*>(p.partials) + slot * p.chunk_classes;
@@ -132,7 +133,7 @@ void launch_topk_rows(const Params& p, const cuda::TopKPlan& plan, void* stream)
 }
 
 template <class T>
-const char* launch_topk_of(Params p, const cuda::TopKPlan& plan, void* stream) {
+void launch_topk_of(Params p, const cuda::TopKPlan& plan, void* stream) {
   p.chunk_classes = plan.slot;
   if (plan.sorts) {
     GUMBEL_EXT_LAUNCH((topk_scores_kernel<T>), plan.blocks, 256, stream, p);
@@ -143,7 +144,6 @@ const char* launch_topk_of(Params p, const cuda::TopKPlan& plan, void* stream) {
   } else {
     launch_topk_rows<T, BlockTeam<256>>(p, plan, stream);
   }
-  return launch_error();
 }
 
 }  // namespace GUMBEL_EXT_ISA

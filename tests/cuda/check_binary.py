@@ -391,6 +391,9 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
     if not parts:
         return []  # a kernel without elements
     kind, rest = parts.groups()
+    # Kernels of soft samples have a form for y and one for log y.
+    soft = "log sample" if rest.endswith(", true") else "soft"
+    rest = re.sub(", (true|false)$", "", rest)
     if kind in ROW_LOOPS or kind.startswith(("binary", "topk", "estimator")):
         # See counted_by_loops(); topk_scores, binary_positions and the estimators in closed form
         # are not counted.
@@ -416,17 +419,15 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
         if kind == "gumbel_rao_rows":
             return [(PER_DRAW, f"{regime}, {last} {held} held", threads, True, True)]
         op = {
-            "log_sample_rows": "log sample",
-            "soft_rows": "soft",
+            "soft_rows": soft,
             "backward_rows": "backward",
             "backward_recompute_rows": "backward, recomputed",
         }[kind]
         return [(op, f"{regime}, {last} {held} held", threads, False, True)]
     phase = {"0": "streamed", "1": "split, first pass", "2": "split, second pass"}
-    if kind == "log_sample_stream":
-        return [("log sample", "streamed", 256, True, True)]
     if kind in {"soft_stream", "backward_stream"}:
-        return [(kind.split("_")[0], phase[rest[-1]], 256, True, rest[-1] != "1")]
+        op = soft if kind == "soft_stream" else "backward"
+        return [(op, phase[rest[-1]], 256, True, rest[-1] != "1")]
     if kind == "pick_partial":
         return [("hard", "split", 256, True, True), ("index", "split", 256, True, False)]
     if kind in {"soft_columns", "backward_columns", "pick_columns"}:
@@ -434,18 +435,17 @@ def classified(name: str) -> list[tuple[str, str, int, bool, bool]]:
         regime = f"columns, {warps} warp{'s' * (warps > 1)}"
         ops = [("hard", True), ("index", False)]
         if kind != "pick_columns":
-            ops = [(kind.split("_")[0], True)]
+            ops = [(soft if kind == "soft_columns" else "backward", True)]
         return [(op, regime, 32 * warps, True, store) for op, store in ops]
     return []  # noise, and what is small by nature
 
 
 # Kernels on rows of operands that lie anywhere (row_operands.cuh), compiled for the type computed
-# in. Of each loop over a row: operands read of the inputs' type, read of the type computed in,
+# in. Of each loop over a row: operands read of the inputs' type, read of the accumulate type,
 # written of the inputs' type; and whether it takes exponentials that classes may be excused from.
 ROW_LOOPS = {
     "log_gradient": ("log gradient", [(1, 1, 0, True), (1, 1, 1, True)]),
     "density": ("density, its gradients in the second loop", [(2, 0, 0, True), (2, 0, 2, True)]),
-    "straight_through": ("straight-through", [(1, 0, 1, False)]),
     "straight_through_backward": ("straight-through backward", [(2, 0, 0, True), (2, 0, 1, True)]),
     "soft_argmax": ("soft-argmax", [(1, 0, 0, False), (1, 0, 0, False)]),
     "soft_argmax_backward": ("soft-argmax backward", [(1, 0, 1, False)]),
@@ -524,7 +524,7 @@ def problems_of(name: str, type_: str, function: Function, resources: Resources)
     wide = 8 if "columns" in name and TYPE_BYTES[type_] == 2 else 16
     if not re.search("finish|noise|positions|topk_scores", name):
         for kind in ("LDG", "STG"):
-            if kind == "STG" and "stream_kernel" in name and name.endswith(", 1>"):
+            if kind == "STG" and re.search("stream_kernel<.*, 1(, false)?>$", name):
                 continue  # a first pass stores one number a block
             if kind == "STG" and name.startswith("soft_argmax_kernel"):
                 continue  # a few numbers a row

@@ -115,8 +115,7 @@ class Scheduler;
 Scheduler* running = nullptr;
 void fiber_main();
 
-// ---- races
-// -----------------------------------------------------------------------------------------------
+// ---- races -------------------------------------------------------------------------------------
 
 // An access to one byte. A block's barrier begins a new epoch of that block, a cluster's one of the
 // cluster and of all its blocks; what lies in different epochs is ordered. Shuffles order nothing.
@@ -147,8 +146,7 @@ class RaceDetector {
   std::unordered_map<std::uintptr_t, ByteHistory> bytes_;
 };
 
-// ---- scheduling
-// ------------------------------------------------------------------------------------------
+// ---- scheduling --------------------------------------------------------------------------------
 
 class Scheduler {
  public:
@@ -695,8 +693,7 @@ int lane() { return running->lane(); }
 }  // namespace emulation
 }  // namespace gumbel_ext
 
-// ---- what -fsanitize=thread calls
-// ------------------------------------------------------------------------
+// ---- what -fsanitize=thread calls --------------------------------------------------------------
 
 namespace {
 void note(const void* address, std::size_t size, bool write) {

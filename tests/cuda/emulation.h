@@ -154,8 +154,7 @@ inline bool __any_sync(unsigned mask, bool flag, const char* file = __builtin_FI
   using namespace gumbel_ext::emulation;
   return warp_operation(WarpOp::kAny, mask, flag, 0, {file, line}) != 0;
 }
-#define GUMBEL_EXT_DEVICE
-#define GUMBEL_EXT_INLINE_ONLY inline __attribute__((always_inline))
+#define GUMBEL_EXT_DEVICE inline __attribute__((always_inline))
 #define GUMBEL_EXT_KERNEL(threads, resident) void
 #define GUMBEL_EXT_CONSTANT
 #define GUMBEL_EXT_SHARED(Type, name, count) \

@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "concrete_params.h"
 #include "kernel_test.h"
+#include "rows_params.h"
 
 namespace {
 

@@ -54,7 +54,7 @@ build() {
   local name=$1 all=$2 kernels=$3 type
   $cxx $flags $all -c tests/cuda/emulation.cpp -o "$out/$name-emulation.o"
   for type in "${types[@]}"; do
-    echo "$cxx $flags $all $kernels -DGUMBEL_EXT_TYPE=$type -c tests/cuda/test_cuda_kernels.cpp" \
+    echo "$cxx $flags $all $kernels -DGUMBEL_EXT_TYPE=$type -c tests/cuda/test_gumbel_softmax_kernels.cpp" \
       "-o $out/$name-$type.o && $cxx $all $out/$name-emulation.o $out/$name-$type.o" \
       "$out/shared.a -o $out/$name-$type"
   done | in_parallel
@@ -104,15 +104,15 @@ echo "== races"
 build race "-O1" "-fsanitize=thread"
 run race "GUMBEL_EXT_QUICK=1"
 if [[ -z ${CI_SHARE:-} ]]; then
-  family binary race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random"
+  family binary_concrete race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random"
   # Not under ASan too: the hooks see what lies off an array, and two thirds of a minute are saved.
   family concrete race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random GUMBEL_EXT_QUICK=1"
   family deterministic race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random GUMBEL_EXT_QUICK=1"
-  family estimator race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random GUMBEL_EXT_QUICK=1"
+  family estimators race "-O1" "-fsanitize=thread" "GUMBEL_EXT_ORDER=random GUMBEL_EXT_QUICK=1"
 fi
 
 types=("${in_turn[@]}")
 echo "== ASan + UBSan"
 build asan "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" ""
 run asan "GUMBEL_EXT_QUICK=1 ASAN_OPTIONS=detect_leaks=0"
-family binary asan "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" "" "ASAN_OPTIONS=detect_leaks=0"
+family binary_concrete asan "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" "" "ASAN_OPTIONS=detect_leaks=0"

@@ -1,196 +1,18 @@
-// The CUDA kernels of the log-space sample and of the density, unchanged, under emulation: every
-// type, team, operand and boundary against the formulas in long double on the same noise.
+// The CUDA kernels of the log-space sample's gradient and of the density, unchanged, under
+// emulation: every type, team, operand and boundary against the formulas in long double.
 //
-// GUMBEL_EXT_ORDER and GUMBEL_EXT_FAIL_FAST as for test_cuda_kernels; GUMBEL_EXT_QUICK=1 leaves out
-// bfloat16, whose addresses are float16's, and some numbers of classes.
+// GUMBEL_EXT_ORDER and GUMBEL_EXT_FAIL_FAST as for test_gumbel_softmax_kernels; GUMBEL_EXT_QUICK=1
+// leaves out bfloat16, whose addresses are float16's, and some numbers of classes.
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
 
-#include "../../csrc/cuda/launch_concrete.cu"
+#include "../../csrc/cuda/concrete_density_launch.cu"
+#include "../../csrc/cuda/log_softmax_launch.cu"
 #include "row_test.h"
 
 namespace {
-
-constexpr std::uint64_t kSeed = 0x1234567890ABCDEFu, kOffset = 41;
-
-Real noise_of(std::uint64_t n) {
-  const std::uint32_t hi = philox_word(kSeed, kOffset, n), lo = philox_word(kSeed, kOffset + 1, n);
-  return -std::log(static_cast<Real>(exponential_from_real_words(DeviceF64{static_cast<double>(hi)},
-                                                                 DeviceF64{static_cast<double>(lo)})
-                                         .v));
-}
-
-// ---- the log-space sample -----------------------------------------------------------------------
-
-struct SampleCase {
-  std::int64_t outer = 3, classes = 10, inner = 1;
-  int shift = 0, out_shift = 0;
-  std::uint64_t first = 0;
-  bool expanded = false;  // logits of one outer row
-  bool swapped = false;   // positions of rows in another order, by a table
-  bool mask = false, edges = false, tau_tensor = false, state_in_memory = false;
-  double tau = 0.7;
-};
-
-template <class T>
-std::string check_sample(const SampleCase& c) {
-  using Scalar = typename Element<T>::Scalar;
-  const std::int64_t rows = c.outer * c.inner, stored = (c.expanded ? 1 : c.outer) * c.inner;
-  Buffer<T> logits(stored * c.classes, c.shift), out(rows * c.classes, c.out_shift);
-  Buffer<Scalar> tau(rows);
-  Buffer<std::uint8_t> mask(c.classes * c.outer);
-  Buffer<std::int64_t> used(2), state(2), table(rows);
-  std::mt19937 random(static_cast<unsigned>(c.classes + rows));
-  std::normal_distribution<double> normal(0, 2);
-  const double infinite = std::numeric_limits<double>::infinity();
-  for (std::int64_t i = 0; i < stored * c.classes; ++i) {
-    double l = normal(random);
-    const std::int64_t row = i / c.classes, kind = row % 6;
-    const bool here = random() % 4 == 0 || i % c.classes == 0;
-    if (c.edges && here && kind == 1) l = -infinite;
-    if (c.edges && here && kind == 2) l = std::nan("");
-    if (c.edges && here && kind == 3) l = infinite;
-    if (c.edges && kind == 4) l = -infinite;
-    logits[i] = from_double<T>(l);
-  }
-  // Mask rows of an outer index are alike, and those of the second forbid everything.
-  for (std::int64_t i = 0; i < c.classes * c.outer; ++i) {
-    mask[i] = i / c.classes != 1 && random() % 3 != 0;
-  }
-  for (std::int64_t r = 0; r < rows; ++r) {
-    tau[r] = static_cast<Scalar>(
-        c.edges && r == 5 ? -1 : c.tau * (1 + 0.1 * static_cast<double>(r % 7)));
-    table[r] = static_cast<std::int64_t>(c.first) + (rows - 1 - r) * c.classes;
-  }
-
-  cuda::LogSampleParams p{};
-  Params& q = p.rows;
-  q.logits = logits.data();
-  q.outer = c.outer;
-  q.classes = c.classes;
-  q.inner = c.inner;
-  q.outer_stride = c.expanded ? 0 : c.inner * c.classes;
-  q.class_stride = 1;
-  q.inner_stride = c.classes;
-  q.used_state = used.data();
-  if (c.mask) {
-    q.mask = mask.data();
-    q.mask_outer_stride = c.classes;
-    q.mask_class_stride = 1;
-  }
-  q.first_position = c.first;
-  q.position_outer_stride = c.inner * c.classes;
-  q.position_class_stride = c.swapped ? 1 : c.inner;
-  q.position_inner_stride = 1;
-  if (c.swapped) q.row_positions = table.data();
-  if (c.tau_tensor) q.tau = tau.data();
-  q.inverse_tau = 1 / c.tau;
-  q.exponent_scale = 1.4426950408889634074 / c.tau;
-  q.inverse_tau_float32 = static_cast<float>(q.inverse_tau);
-  q.exponent_scale_float32 = static_cast<float>(q.exponent_scale);
-  q.random.seed = kSeed;
-  q.random.offset = kOffset;
-  if (c.state_in_memory) {
-    state[0] = static_cast<std::int64_t>(kSeed);
-    state[1] = static_cast<std::int64_t>(kOffset);
-    q.random.in_memory = true;
-    q.random.seed_address = state.data();
-    q.random.offset_address = state.data() + 1;
-  }
-  p.log_y = out.data();
-  if (const char* error = cuda::launch_log_sample(Type<T>::value, p, nullptr)) return error;
-
-  if (used[0] != static_cast<std::int64_t>(kSeed) ||
-      used[1] != static_cast<std::int64_t>(kOffset)) {
-    return "state not recorded";
-  }
-  std::vector<Real> z(static_cast<std::size_t>(c.classes));
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t o = r / c.inner, i = r % c.inner;
-    Real top = -kInfinity, off = 1;
-    bool any_allowed = false, nan = false;
-    for (std::int64_t k = 0; k < c.classes; ++k) {
-      const std::uint64_t n =
-          c.swapped ? static_cast<std::uint64_t>(table[r] + k)
-                    : c.first + static_cast<std::uint64_t>((o * c.classes + k) * c.inner + i);
-      const bool allowed = !c.mask || mask[o * c.classes + k] != 0;
-      const Real l = to_double(logits[((c.expanded ? 0 : o) * c.inner + i) * c.classes + k]),
-                 g = noise_of(n);
-      Real& at = z[static_cast<std::size_t>(k)];
-      at = allowed ? l + g : -kInfinity;
-      any_allowed = any_allowed || allowed;
-      nan = nan || std::isnan(at);
-      top = std::max(top, at);
-      if (std::isfinite(at)) off = std::max(off, std::max<Real>(1, std::fabs(g)) + std::fabs(l));
-    }
-    const Real t = c.tau_tensor ? static_cast<Real>(tau[r]) : c.tau;
-    Real total = 0;
-    for (const Real at : z) total += std::exp((at - top) / t);
-    const bool special = nan || !std::isfinite(top) || !(t > 0);
-    for (std::int64_t k = 0; k < c.classes; ++k) {
-      Real want = (z[static_cast<std::size_t>(k)] - top) / t - std::log(total);
-      if (special) want = any_allowed ? std::numeric_limits<Real>::quiet_NaN() : -kInfinity;
-      // Scores are off by some roundings of the logit and of the noise.
-      const Real allowed = 16 * kComputed<T> * off / t + 16 * kComputed<T> +
-                           (Type<T>::epsilon + 8 * kComputed<T>)*std::fabs(want);
-      const Real got = to_double(out[r * c.classes + k]);
-      if (!agrees(got, want, allowed)) return wrong("log y", r, k, got, want);
-    }
-  }
-  return "";
-}
-
-template <class T>
-void run_sample(const SampleCase& c) {
-  char name[200];
-  std::snprintf(name, sizeof name,
-                "%s log sample [%lld, %lld, %lld], shifts %d %d, first %llx%s%s%s%s%s",
-                Type<T>::name, (long long)c.outer, (long long)c.classes, (long long)c.inner,
-                c.shift, c.out_shift, (unsigned long long)c.first, c.expanded ? ", expanded" : "",
-                c.swapped ? ", swapped" : "", c.mask ? ", mask" : "", c.edges ? ", edges" : "",
-                c.tau_tensor ? ", tau tensor" : "");
-  run(name, [&] { return check_sample<T>(c); });
-}
-
-template <class T>
-void run_samples() {
-  for (const std::int64_t classes : {1, 3, 10, 16, 17, 64, 65, 255, 300, 1024, 1030, 4100}) {
-    if (quick && (classes == 3 || classes == 64 || classes == 255 || classes > 2000)) continue;
-    SampleCase c;
-    c.classes = classes;
-    c.outer = classes < 300 ? 37 : 3;
-    run_sample<T>(c);
-    c.edges = c.tau_tensor = true;
-    c.outer = 8;
-    run_sample<T>(c);
-    c.mask = true;
-    c.first = 5;
-    run_sample<T>(c);
-    c.edges = c.tau_tensor = false;
-    c.outer = 3;
-    c.out_shift = 1;
-    run_sample<T>(c);
-    c.mask = false;
-    c.shift = 3;
-    run_sample<T>(c);
-    c.out_shift = 0;
-    c.state_in_memory = c.swapped = true;
-    run_sample<T>(c);
-    c.swapped = false;
-    c.inner = 2;
-    c.shift = 0;
-    run_sample<T>(c);
-    c.mask = c.expanded = true;
-    run_sample<T>(c);
-    c.inner = 1;
-    c.tau = 0.01;
-    run_sample<T>(c);
-  }
-}
-
-// ---- the others ---------------------------------------------------------------------------------
 
 struct RowCase {
   std::int64_t outer = 3, inner = 2, classes = 10;
@@ -536,10 +358,6 @@ void run_rows() {
 
 int main() {
   choose_order();
-  run_samples<float>();
-  run_samples<double>();
-  if (!quick) run_samples<BFloat16>();
-  run_samples<Half>();
   run_rows<float>();
   run_rows<double>();
   if (!quick) run_rows<BFloat16>();

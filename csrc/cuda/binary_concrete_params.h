@@ -18,7 +18,7 @@ enum class BinaryOp { kNoise, kSoft, kHard, kBackward };
 struct BinaryParams {
   std::int64_t count;
   BroadcastOperand logits;       // null: 0
-  BroadcastOperand inverse_tau;  // of the type computed in, normal numbers; null: the number below
+  BroadcastOperand inverse_tau;  // of the accumulate type, normal numbers; null: the number below
   BroadcastOperand grad;         // of y, kBackward
   double inverse_tau_value;
   float inverse_tau_float32;

@@ -23,8 +23,7 @@ struct EstimatorRow {
   bool forbidden;  // by the mask, all of it
   Scalar chosen_grad, chosen_logit;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static EstimatorRow of(const EstimatorParams& p,
-                                                                  std::int64_t number) {
+  GUMBEL_EXT_DEVICE static EstimatorRow of(const EstimatorParams& p, std::int64_t number) {
     EstimatorRow r;
     r.place = OperandRows<Scalar>::of(p, number);
     r.logits = OperandRow<Scalar>::of(p, p.logits, p.type, r.place.row);
@@ -37,22 +36,21 @@ struct EstimatorRow {
     }
     const std::int64_t index = p.index[r.place.row];
     r.forbidden = index < 0;
-    // One that is none of a forward's makes its row NaN.
+    // An index that is none of a forward's makes its row NaN.
     const bool known = index >= 0 && index < r.place.classes;
     r.index = known ? static_cast<int>(index) : -1;
     r.chosen_grad = r.chosen_logit = quiet_nan<Scalar>();
     if (known) {
-      r.chosen_grad = r.grads.one(r.index);
-      r.chosen_logit = r.allowed(r.index) ? r.logits.one(r.index) : -infinity<Scalar>();
+      r.chosen_grad = r.grads.at(r.index);
+      r.chosen_logit = r.allowed(r.index) ? r.logits.at(r.index) : -infinity<Scalar>();
     }
     return r;
   }
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool allowed(int c) const {
+  GUMBEL_EXT_DEVICE bool allowed(int c) const {
     return mask == nullptr || mask[c * mask_stride] != 0;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void load(int c, Scalar (&l)[kRowGroup],
-                                                     Scalar (&d)[kRowGroup]) const {
+  GUMBEL_EXT_DEVICE void load(int c, Scalar (&l)[kRowGroup], Scalar (&d)[kRowGroup]) const {
     logits.load(c, place.classes, -infinity<Scalar>(), l);
     grads.load(c, place.classes, Scalar(0), d);
     if (mask != nullptr) {
@@ -73,8 +71,7 @@ struct EstimatorRow {
 template <class Scalar, class Team, int kGroups>
 class RowGroups {
  public:
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowGroups(const Team& team,
-                                                     const EstimatorRow<Scalar>& row)
+  GUMBEL_EXT_DEVICE RowGroups(const Team& team, const EstimatorRow<Scalar>& row)
       : rank_(team.rank()), threads_(team.threads()), row_(row) {
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
@@ -85,7 +82,7 @@ class RowGroups {
   }
   // Calls take(k, c, l, d): held group k, whose first class is c.
   template <class Take>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void each(Take take) const {
+  GUMBEL_EXT_DEVICE void each(Take take) const {
     if constexpr (kGroups > 0) {
 #pragma unroll
       for (int k = 0; k < kGroups; ++k) {
@@ -108,30 +105,9 @@ class RowGroups {
   Scalar l_[kGroups > 0 ? kGroups : 1][kRowGroup], d_[kGroups > 0 ? kGroups : 1][kRowGroup];
 };
 
-// Over the classes other than the chosen one: sums of e^((l - top) scale), and times d.
-template <class Scalar>
-struct SoftmaxSums {
-  Scalar sum, dot;
-
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take(Scalar e, Scalar d) {
-    sum = add(sum, e);
-    dot = multiply_add(e, d, dot);
-  }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY SoftmaxSums times(Scalar factor) const {
-    return {multiply(sum, factor), multiply(dot, factor)};
-  }
-};
-struct AddSums {
-  template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY SoftmaxSums<Scalar> operator()(
-      const SoftmaxSums<Scalar>& a, const SoftmaxSums<Scalar>& b) const {
-    return {add(a.sum, b.sum), add(a.dot, b.dot)};
-  }
-};
-
 // 2^(distance * scale), for distances from the largest.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar power(Scalar distance, Scalar scale) {
+GUMBEL_EXT_DEVICE Scalar power(Scalar distance, Scalar scale) {
   return power_of_two(multiply(distance, scale));
 }
 template <class Scalar>
@@ -143,11 +119,11 @@ struct RowSums {
   Scalar top;
   SoftmaxSums<Scalar> p, q;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void add_class(Scalar l, Scalar d, Scalar scale) {
+  GUMBEL_EXT_DEVICE void add_class(Scalar l, Scalar d, Scalar scale) {
     p.take(power(add(l, -top), kLog2E<Scalar>), d);
     if constexpr (kWithQ) q.take(power(add(l, -top), scale), d);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowSums rescaled(Scalar larger, Scalar scale) const {
+  GUMBEL_EXT_DEVICE RowSums rescaled(Scalar larger, Scalar scale) const {
     if (top == larger) return *this;
     const Scalar apart = add(top, -larger);
     return {larger, p.times(power(apart, kLog2E<Scalar>)),
@@ -159,8 +135,8 @@ struct MergeRowSums {
   Scalar scale;
 
   template <bool kWithQ>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowSums<Scalar, kWithQ> operator()(
-      const RowSums<Scalar, kWithQ>& a, const RowSums<Scalar, kWithQ>& b) const {
+  GUMBEL_EXT_DEVICE RowSums<Scalar, kWithQ> operator()(const RowSums<Scalar, kWithQ>& a,
+                                                       const RowSums<Scalar, kWithQ>& b) const {
     const Scalar top = Larger()(a.top, b.top);
     const RowSums<Scalar, kWithQ> x = a.rescaled(top, scale), y = b.rescaled(top, scale);
     return {top, AddSums()(x.p, y.p), AddSums()(x.q, y.q)};
@@ -168,8 +144,7 @@ struct MergeRowSums {
 };
 
 template <class Scalar, class Team, int kGroups>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar
-top_of_row(Team& team, const RowGroups<Scalar, Team, kGroups>& groups) {
+GUMBEL_EXT_DEVICE Scalar top_of_row(Team& team, const RowGroups<Scalar, Team, kGroups>& groups) {
   Scalar top = -infinity<Scalar>();
   // A NaN is never larger. It comes to light in the sums.
   groups.each([&](int, int, const Scalar(&l)[kRowGroup], const Scalar(&)[kRowGroup]) {
@@ -181,8 +156,8 @@ top_of_row(Team& team, const RowGroups<Scalar, Team, kGroups>& groups) {
 
 // Calls take(l, d) for the classes that can be chosen, but not for the one that was.
 template <class Scalar, class Team, int kGroups, class Take>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void each_other(
-    const EstimatorRow<Scalar>& row, const RowGroups<Scalar, Team, kGroups>& groups, Take take) {
+GUMBEL_EXT_DEVICE void each_other(const EstimatorRow<Scalar>& row,
+                                  const RowGroups<Scalar, Team, kGroups>& groups, Take take) {
   groups.each([&](int, int c, const Scalar(&l)[kRowGroup], const Scalar(&d)[kRowGroup]) {
 #pragma unroll
     for (int v = 0; v < kRowGroup; ++v) {
@@ -193,7 +168,7 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void each_other(
 
 // Rows in registers are looked through for their largest first, which costs less than to rescale.
 template <bool kWithQ, class Scalar, class Team, int kGroups>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY RowSums<Scalar, kWithQ> sums_of_row(
+GUMBEL_EXT_DEVICE RowSums<Scalar, kWithQ> sums_of_row(
     Team& team, const EstimatorRow<Scalar>& row, const RowGroups<Scalar, Team, kGroups>& groups,
     Scalar scale) {
   RowSums<Scalar, kWithQ> sums{-infinity<Scalar>(), {0, 0}, {0, 0}};
@@ -222,8 +197,7 @@ template <class Scalar>
 struct Softmax {
   Scalar chosen, dot, factor;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static Softmax of(const SoftmaxSums<Scalar>& others,
-                                                             Scalar chosen) {
+  GUMBEL_EXT_DEVICE static Softmax of(const SoftmaxSums<Scalar>& others, Scalar chosen) {
     const Scalar factor = reciprocal(add(others.sum, chosen));
     return {multiply(chosen, factor), multiply(others.dot, factor), factor};
   }
@@ -232,7 +206,7 @@ struct Softmax {
 // -log(1 - p) / p with p the chosen class's probability, a little below it: finite at 1. `others`
 // is 1 less the probability itself.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar gap_of(Scalar probability, Scalar others) {
+GUMBEL_EXT_DEVICE Scalar gap_of(Scalar probability, Scalar others) {
   using F = std::conditional_t<sizeof(Scalar) == 4, DeviceF32, DeviceF64>;
   using N = Numerics<Scalar>;
   constexpr Scalar kLess = Scalar(1e-5);
@@ -253,21 +227,19 @@ struct Zgr {
   Scalar top;
 
   template <class Team, int kGroups>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static Zgr of(
-      Team& team, const EstimatorParams&, const EstimatorRow<Scalar>& row,
-      const RowGroups<Scalar, Team, kGroups>& groups) {
+  GUMBEL_EXT_DEVICE static Zgr of(Team& team, const EstimatorParams&,
+                                  const EstimatorRow<Scalar>& row,
+                                  const RowGroups<Scalar, Team, kGroups>& groups) {
     const auto sums = sums_of_row<false>(team, row, groups, Scalar(0));
     const Scalar chosen = power(add(row.chosen_logit, -sums.top), kLog2E<Scalar>);
     return {Softmax<Scalar>::of(sums.p, chosen), sums.top};
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar check() const { return p.factor; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar other(Scalar l, Scalar d) const {
+  GUMBEL_EXT_DEVICE Scalar check() const { return p.factor; }
+  GUMBEL_EXT_DEVICE Scalar other(Scalar l, Scalar d) const {
     const Scalar e = power(add(l, -top), kLog2E<Scalar>);
     return multiply(multiply(e, multiply(p.factor, Scalar(0.5))), d);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar chosen() const {
-    return multiply(Scalar(-0.5), p.dot);
-  }
+  GUMBEL_EXT_DEVICE Scalar chosen() const { return multiply(Scalar(-0.5), p.dot); }
 };
 
 // With s = <q, d> and t = <p, d>:
@@ -278,24 +250,24 @@ struct ReinMax {
   Scalar top, scale;
 
   template <class Team, int kGroups>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static ReinMax of(
-      Team& team, const EstimatorParams&, const EstimatorRow<Scalar>& row,
-      const RowGroups<Scalar, Team, kGroups>& groups) {
+  GUMBEL_EXT_DEVICE static ReinMax of(Team& team, const EstimatorParams&,
+                                      const EstimatorRow<Scalar>& row,
+                                      const RowGroups<Scalar, Team, kGroups>& groups) {
     const Scalar scale = clamped(kLog2E<Scalar> / row.place.tau);
     const auto sums = sums_of_row<true>(team, row, groups, scale);
     const Scalar distance = add(row.chosen_logit, -sums.top);
     return {Softmax<Scalar>::of(sums.p, power(distance, kLog2E<Scalar>)),
             Softmax<Scalar>::of(sums.q, power(distance, scale)), sums.top, scale};
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar check() const { return add(p.factor, q.factor); }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar other(Scalar l, Scalar d) const {
+  GUMBEL_EXT_DEVICE Scalar check() const { return add(p.factor, q.factor); }
+  GUMBEL_EXT_DEVICE Scalar other(Scalar l, Scalar d) const {
     const Scalar distance = add(l, -top);
     const Scalar of_q = multiply(power(distance, scale), q.factor),
                  of_p = multiply(power(distance, kLog2E<Scalar>), p.factor);
     return multiply_add(of_q, multiply_add(Scalar(-0.5), q.dot, d),
                         -multiply(multiply(Scalar(0.5), of_p), add(d, -p.dot)));
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar chosen() const {
+  GUMBEL_EXT_DEVICE Scalar chosen() const {
     return multiply(Scalar(0.5),
                     add(multiply(p.chosen, p.dot), -multiply_add(q.chosen, q.dot, q.dot)));
   }
@@ -308,9 +280,9 @@ struct Gapped {
   Scalar top, gap, scale, inverse_tau;
 
   template <class Team, int kGroups>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static Gapped of(
-      Team& team, const EstimatorParams& params, const EstimatorRow<Scalar>& row,
-      const RowGroups<Scalar, Team, kGroups>& groups) {
+  GUMBEL_EXT_DEVICE static Gapped of(Team& team, const EstimatorParams& params,
+                                     const EstimatorRow<Scalar>& row,
+                                     const RowGroups<Scalar, Team, kGroups>& groups) {
     Gapped g{};
     g.scale = clamped(kLog2E<Scalar> / row.place.tau);
     g.inverse_tau = clamped(Scalar(1) / row.place.tau);
@@ -337,23 +309,23 @@ struct Gapped {
     g.y.factor = add(g.y.factor, multiply(chosen, Scalar(0)));
     return g;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar exponential(Scalar l) const {
+  GUMBEL_EXT_DEVICE Scalar exponential(Scalar l) const {
     const Scalar distance = add(l, -top);
     return power(distance > -gap ? -gap : distance, scale);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar check() const { return y.factor; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar other(Scalar l, Scalar d) const {
+  GUMBEL_EXT_DEVICE Scalar check() const { return y.factor; }
+  GUMBEL_EXT_DEVICE Scalar other(Scalar l, Scalar d) const {
     return multiply(multiply(multiply(exponential(l), y.factor), add(d, -y.dot)), inverse_tau);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar chosen() const {
+  GUMBEL_EXT_DEVICE Scalar chosen() const {
     return multiply(-multiply(y.chosen, y.dot), inverse_tau);
   }
 };
 
 // A row that the mask forbids has no gradient; one without a softmax, or a temperature, is NaN.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void fill_group(const EstimatorRow<Scalar>& row, bool bad,
-                                                         Scalar (&out)[kRowGroup]) {
+GUMBEL_EXT_DEVICE void fill_group(const EstimatorRow<Scalar>& row, bool bad,
+                                  Scalar (&out)[kRowGroup]) {
   if (!bad && !row.forbidden) return;
 #pragma unroll
   for (int v = 0; v < kRowGroup; ++v) out[v] = row.forbidden ? Scalar(0) : quiet_nan<Scalar>();

@@ -1,14 +1,14 @@
 // The CUDA kernels of the estimators' backwards, unchanged, under emulation: every type, team,
 // operand and edge against the formulas in long double on the same noise.
 //
-// GUMBEL_EXT_ORDER and GUMBEL_EXT_FAIL_FAST as for test_cuda_kernels; GUMBEL_EXT_QUICK=1 leaves out
-// bfloat16, whose addresses are float16's, and some numbers of classes.
+// GUMBEL_EXT_ORDER and GUMBEL_EXT_FAIL_FAST as for test_gumbel_softmax_kernels; GUMBEL_EXT_QUICK=1
+// leaves out bfloat16, whose addresses are float16's, and some numbers of classes.
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
 
-#include "../../csrc/cuda/launch_estimators.cu"
+#include "../../csrc/cuda/estimators_launch.cu"
 #include "kernel_test.h"
 
 namespace {

@@ -1,7 +1,7 @@
 // The CUDA kernels, unchanged, under emulation: every regime, type and layout against a float64
 // reference on the same noise, and the noise itself against the CPU kernels'.
 //
-//   test_cuda_kernels [only cases whose name contains this]
+//   test_gumbel_softmax_kernels [only cases whose name contains this]
 //
 // GUMBEL_EXT_ORDER = in_order | reverse | random | greedy chooses the order that threads run in,
 // GUMBEL_EXT_REGIMES=stream,split limits the cases to some regimes. GUMBEL_EXT_QUICK=1 leaves out
@@ -20,9 +20,10 @@
 #include <vector>
 
 #include "../../csrc/cpu/kernels.h"
-#include "../../csrc/cuda/launch_positions.cu"
+#include "../../csrc/cuda/positions_launch.cu"
+#include "gumbel_softmax_launch.cuh"
 #include "kernel_test.h"
-#include "launch.cuh"
+#include "noise_kernels.cuh"
 #include "topk_kernels.cuh"
 
 namespace {
@@ -58,9 +59,10 @@ enum class Places {
   kSwapped,   // the classes of an inner element follow each other
   kRepeated,  // every row the noise of the first
   kTable,     // rows in threes that follow each other and then a gap
+  kNone,      // no noise
 };
-constexpr Places kPlaces[] = {Places::kShifted, Places::kCut,      Places::kPart,
-                              Places::kSwapped, Places::kRepeated, Places::kTable};
+constexpr Places kPlaces[] = {Places::kShifted,  Places::kCut,   Places::kPart, Places::kSwapped,
+                              Places::kRepeated, Places::kTable, Places::kNone};
 
 struct Case {
   Op op = Op::kSoft;
@@ -112,6 +114,8 @@ const char* name_of(Op op) {
   switch (op) {
     case Op::kSoft:
       return "soft";
+    case Op::kLogSoft:
+      return "log";
     case Op::kHard:
       return "hard";
     case Op::kIndexOnly:
@@ -317,6 +321,7 @@ class Run {
     // A backward from y is not told.
     if (c.op == Op::kBackward) c.places = Places::kRowMajor;
     const std::int64_t size[] = {c.outer, c.classes, c.inner};
+    if (c.places == Places::kNone) return cuda::set_no_noise(p_);
     cuda::PositionGrid unused;
     cuda::set_positions(p_, c.first_position(), 3, size, c.position_strides().data(), 1, &unused);
     if (c.places != Places::kTable) return;
@@ -372,6 +377,7 @@ class Run {
 
   void reference() {
     want_y_.assign(static_cast<std::size_t>(rows_ * c_.classes), 0);
+    want_log_ = want_y_;
     want_index_.assign(static_cast<std::size_t>(rows_), 0);
     z_.assign(static_cast<std::size_t>(rows_ * c_.classes), 0);
     condition_.assign(static_cast<std::size_t>(rows_), 1);
@@ -379,7 +385,8 @@ class Run {
       double best = -kInfinity, largest = 0;
       std::int64_t index = -1, first_allowed = -1, nan = -1;
       for (std::int64_t k = 0; k < c_.classes; ++k) {
-        const double g = noise_of(c_.position(r, k)), l = to_double(x_[at(r, k)]);
+        const double g = c_.places == Places::kNone ? 0 : noise_of(c_.position(r, k)),
+                     l = to_double(x_[at(r, k)]);
         // The tie case is about rounding; the others about exact values.
         double z = c_.special == Special::kTies
                        ? static_cast<double>(static_cast<Scalar>(l) + static_cast<Scalar>(g))
@@ -411,14 +418,17 @@ class Run {
         sum += e;
       }
       for (std::int64_t k = 0; k < c_.classes; ++k) {
-        double& y = want_y_[flat(r, k)];
+        double &y = want_y_[flat(r, k)], &log_y = want_log_[flat(r, k)];
         y = index < 0 ? 0 : is_nan ? kNaN : y / sum;
+        log_y = (z_[flat(r, k)] - best) / row_tau(r) - std::log(sum);
+        if (index < 0 || is_nan) log_y = index < 0 ? -kInfinity : kNaN;
       }
     }
   }
 
   static bool close(double got, double want, double tolerance) {
     if (want != want) return got != got;
+    if (std::isinf(want)) return got == want;
     return std::fabs(got - want) <= tolerance;
   }
 
@@ -437,7 +447,7 @@ class Run {
         near_tie = std::fabs(z_[flat(r, index)] - best) <= 4 * 0x1p-23 * std::fabs(best);
         if (c_.special == Special::kTies) near_tie = false;
       }
-      if (index != want && !near_tie) {
+      if (c_.op != Op::kLogSoft && index != want && !near_tie) {
         std::snprintf(text, sizeof text, "row %lld: index %lld, want %lld", (long long)r,
                       (long long)index, (long long)want);
         *why = text;
@@ -455,6 +465,9 @@ class Run {
           const bool no_winner = want < 0 || !(z_[flat(r, want)] > -kInfinity);
           wanted = want < 0 ? 0 : no_winner ? kNaN : (k == index ? 1 : 0);
           tolerance = 0;
+        } else if (c_.op == Op::kLogSoft) {
+          wanted = want_log_[flat(r, k)];
+          tolerance = 16 * k_eps * (1 + 1 / row_tau(r)) + 2 * Type<T>::epsilon * std::fabs(wanted);
         }
         if (!close(got, wanted, tolerance)) {
           std::snprintf(text, sizeof text, "row %lld class %lld: y = %.9g, want %.9g", (long long)r,
@@ -538,15 +551,15 @@ class Run {
   Buffer<Scalar> tau_, grad_tau_;
   Buffer<std::int64_t> used_, state_, row_positions_;
   Params p_{};
-  std::vector<double> want_y_, z_, condition_;
+  std::vector<double> want_y_, want_log_, z_, condition_;
   std::vector<std::int64_t> want_index_;
 };
 
 template <class T>
 void run_case(const Case& c) {
   char name[200];
-  constexpr const char* kPlaceNames[] = {"",         " shifted",  " cut",  " part",
-                                         " swapped", " repeated", " table"};
+  constexpr const char* kPlaceNames[] = {"",         " shifted",  " cut",   " part",
+                                         " swapped", " repeated", " table", " no noise"};
   std::snprintf(name, sizeof name, "%s %s [%lld, %lld, %lld]%s%s%s%s%s%s%s team %d cluster %d",
                 Type<T>::name, name_of(c.op), (long long)c.outer, (long long)c.classes,
                 (long long)c.inner,
@@ -580,7 +593,8 @@ void run_case(const Case& c) {
   report(full, why);
 }
 
-constexpr Op kOps[] = {Op::kSoft, Op::kHard, Op::kIndexOnly, Op::kBackward, Op::kBackwardRecompute};
+constexpr Op kOps[] = {Op::kSoft,      Op::kLogSoft,  Op::kHard,
+                       Op::kIndexOnly, Op::kBackward, Op::kBackwardRecompute};
 
 // One shape in all ops and, in turn, with everything that a call can ask for.
 template <class T>
@@ -603,7 +617,7 @@ void run_shape(const Case& base) {
     c.bad_index = false;
     c.special = Special::kNone;
     c.bad_tau = true;
-    if (op == Op::kSoft || c.grad_tau) run_case<T>(c);
+    if (op == Op::kSoft || op == Op::kLogSoft || c.grad_tau) run_case<T>(c);
     c.special = Special::kEdges;
     c.mask = c.tau_rows = c.bad_tau = c.in_memory = false;
     c.shift = 0;
@@ -877,6 +891,8 @@ void run_places(bool quick) {
         if (c.plan.regime == Regime::kClusters || c.plan.regime == Regime::kStream) {
           if (op == Op::kHard || op == Op::kIndexOnly) continue;
         }
+        // A backward that makes no noise reads y.
+        if (op == Op::kBackwardRecompute && places == Places::kNone) continue;
         c.op = op;
         c.places = places;
         c.grad_tau = op == Op::kBackwardRecompute;
@@ -957,9 +973,9 @@ void run_type(bool quick) {
                   cluster,
                   1,
                   0};
-    for (const Op op : {Op::kSoft, Op::kBackward, Op::kBackwardRecompute}) {
+    for (const Op op : {Op::kSoft, Op::kLogSoft, Op::kBackward, Op::kBackwardRecompute}) {
       c.op = op;
-      c.grad_tau = op != Op::kSoft;
+      c.grad_tau = op == Op::kBackward || op == Op::kBackwardRecompute;
       c.special = Special::kNone;
       run_case<T>(c);
       c.special = Special::kEdges;
@@ -975,9 +991,9 @@ void run_type(bool quick) {
     constexpr int kGroup = Element<T>::kGroup;
     const std::int64_t whole = (classes + 2 * kGroup) / kGroup * kGroup;
     c.plan = Plan{Regime::kStream, 256, 0, 1, 1, whole};
-    for (const Op op : {Op::kSoft, Op::kBackward, Op::kBackwardRecompute}) {
+    for (const Op op : {Op::kSoft, Op::kLogSoft, Op::kBackward, Op::kBackwardRecompute}) {
       c.op = op;
-      c.grad_tau = op != Op::kSoft;
+      c.grad_tau = op == Op::kBackward || op == Op::kBackwardRecompute;
       c.special = Special::kNone;
       run_case<T>(c);
       c.special = Special::kEdges;
@@ -1065,7 +1081,7 @@ void run_type(bool quick) {
     c.shape = Shape::kClassesFirst;
     run_shape<T>(c);
   }
-  // Every score the same number: the lowest index wins, in every regime.
+  // Every score the same number: the lowest index wins, in every regime, with noise and without.
   for (const Op op : {Op::kSoft, Op::kHard, Op::kIndexOnly}) {
     Case c;
     c.op = op;
@@ -1073,6 +1089,7 @@ void run_type(bool quick) {
     if (std::is_same_v<T, Half>) continue;  // has no number that large
     for (const std::int64_t classes : {2, 10, 33, 500, 3000}) {
       for (const bool mask : {false, true}) {
+        c.places = mask ? Places::kRowMajor : Places::kNone;
         c.outer = 5;
         c.classes = classes;
         c.mask = mask;

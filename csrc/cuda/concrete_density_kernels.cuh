@@ -2,6 +2,7 @@
 // concrete_density.cpp has the formulas, and what they become at the boundary.
 #pragma once
 
+#include "concrete_density_params.h"
 #include "row_operands.cuh"
 
 namespace gumbel_ext {
@@ -16,10 +17,8 @@ struct Side {
   Scalar top, sum, distance;  // largest u, sum of e^(u - top), sum of u - top
   int count;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY static Side none() {
-    return {-infinity<Scalar>(), 0, 0, 0};
-  }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void take(Scalar u) {
+  GUMBEL_EXT_DEVICE static Side none() { return {-infinity<Scalar>(), 0, 0, 0}; }
+  GUMBEL_EXT_DEVICE void take(Scalar u) {
     if (u != -infinity<Scalar>()) {
       const bool larger = u > top;
       const Scalar apart = larger ? add(top, -u) : add(u, -top), e = exp_nonpositive(apart);
@@ -31,7 +30,7 @@ struct Side {
     }
     ++count;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Side rescaled(Scalar largest) const {
+  GUMBEL_EXT_DEVICE Side rescaled(Scalar largest) const {
     if (top == largest || top == -infinity<Scalar>()) return {largest, sum, distance, count};
     const Scalar apart = add(top, -largest);
     return {largest, multiply(sum, exp_nonpositive(apart)),
@@ -39,8 +38,7 @@ struct Side {
   }
 };
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Side<Scalar> merged(const Side<Scalar>& a,
-                                                             const Side<Scalar>& b) {
+GUMBEL_EXT_DEVICE Side<Scalar> merged(const Side<Scalar>& a, const Side<Scalar>& b) {
   const Scalar top = Larger()(a.top, b.top);
   const Side<Scalar> x = a.rescaled(top), y = b.rescaled(top);
   return {top, add(x.sum, y.sum), add(x.distance, y.distance), x.count + y.count};
@@ -57,8 +55,8 @@ struct DensitySums {
 };
 struct MergeDensities {
   template <class Scalar>
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY DensitySums<Scalar> operator()(
-      const DensitySums<Scalar>& a, const DensitySums<Scalar>& b) const {
+  GUMBEL_EXT_DEVICE DensitySums<Scalar> operator()(const DensitySums<Scalar>& a,
+                                                   const DensitySums<Scalar>& b) const {
     return {merged(a.inside, b.inside), merged(a.zeros, b.zeros), add(a.sum_x, b.sum_x),
             a.flags | b.flags};
   }
@@ -66,7 +64,7 @@ struct MergeDensities {
 
 // log x for x > 0. natural_log() does not know subnormal numbers, which are made larger first.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar log_of(Scalar x) {
+GUMBEL_EXT_DEVICE Scalar log_of(Scalar x) {
   constexpr int kShift = sizeof(Scalar) == 4 ? 24 : 53;
   constexpr Scalar factor = static_cast<Scalar>(std::int64_t{1} << kShift);
   const bool small = x < smallest_normal<Scalar>;
@@ -80,8 +78,7 @@ struct DensityClass {
   Scalar value, x, u;
   bool none, never;  // of value 0; impossible
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY DensityClass(Scalar value, Scalar logit, Scalar tau,
-                                                        bool log_space)
+  GUMBEL_EXT_DEVICE DensityClass(Scalar value, Scalar logit, Scalar tau, bool log_space)
       : value(value),
         x(value),
         none(value == (log_space ? -infinity<Scalar>() : Scalar(0))),
@@ -90,13 +87,13 @@ struct DensityClass {
     if (none) x = 0;
     u = never ? logit : multiply_add(-tau, x, logit);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool dropped() const { return none && never; }
+  GUMBEL_EXT_DEVICE bool dropped() const { return none && never; }
 };
 
 // log Gamma(n) - n log n, for n >= 1. Its size is that of n; n log n cancels from the density, and
 // would take float32's last digits with it.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar log_gamma_less_n_log_n(int count) {
+GUMBEL_EXT_DEVICE Scalar log_gamma_less_n_log_n(int count) {
   const Scalar n = static_cast<Scalar>(count), log_n = natural_log(n);
   if (count <= 13) {
     // A number of float32 up to 13!.
@@ -115,31 +112,25 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar log_gamma_less_n_log_n(int count
              add(multiply(r, series), -n));
 }
 
-// What a row comes to.
+// The sums of a row, and what they come to.
 template <class Scalar>
 struct DensityRow {
   DensitySums<Scalar> sums;
   Scalar tau;
   bool log_space;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int zeros() const { return sums.zeros.count; }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY int classes() const {
-    return sums.inside.count + sums.zeros.count;
-  }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool boundary() const { return zeros() > 0; }
+  GUMBEL_EXT_DEVICE int zeros() const { return sums.zeros.count; }
+  GUMBEL_EXT_DEVICE int classes() const { return sums.inside.count + sums.zeros.count; }
+  GUMBEL_EXT_DEVICE bool boundary() const { return zeros() > 0; }
   // The classes that the softmax is over: towards the boundary, those of value 0 alone.
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar peak() const {
-    return boundary() ? sums.zeros.top : sums.inside.top;
-  }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar total() const {
-    return boundary() ? sums.zeros.sum : sums.inside.sum;
-  }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool bad() const {
+  GUMBEL_EXT_DEVICE Scalar peak() const { return boundary() ? sums.zeros.top : sums.inside.top; }
+  GUMBEL_EXT_DEVICE Scalar total() const { return boundary() ? sums.zeros.sum : sums.inside.sum; }
+  GUMBEL_EXT_DEVICE bool bad() const {
     return (sums.flags & kWithoutDensity) != 0 || sums.inside.count == 0 ||
            peak() == -infinity<Scalar>() || tau != tau;
   }
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar density() const {
+  GUMBEL_EXT_DEVICE Scalar density() const {
     const Scalar n = static_cast<Scalar>(classes());
     if (bad()) return quiet_nan<Scalar>();
     if ((sums.flags & kImpossible) != 0) return -infinity<Scalar>();
@@ -164,7 +155,7 @@ struct DensityRow {
   // Where d log p / d x of a zero is 0: the next term of the expansion in value, divided by it, is
   // -tau (n p) (S / W) value^(tau - 1), W and S the sums over the zeros and over the others. This
   // is -tau (S / W) value^(tau - 1).
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar next_term() const {
+  GUMBEL_EXT_DEVICE Scalar next_term() const {
     if (tau < 1) return -infinity<Scalar>();
     if (tau > 1 || sums.inside.top == -infinity<Scalar>()) return 0;
     const Scalar distance = add(sums.inside.top, -sums.zeros.top);
@@ -178,11 +169,11 @@ struct DensityRow {
 //     dl_i = g w_i,    dx_i = -g (tau w_i  [ + 1 ]),    dtau = g ((n - 1) / tau - sum_i x_i w_i)
 // The second read of a row is from cache.
 template <class Scalar, class Team>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void density_gradients(Team& team, const DensityParams& p,
-                                                                const OperandRows<Scalar>& row,
-                                                                const OperandRow<Scalar>& values,
-                                                                const OperandRow<Scalar>& logits,
-                                                                const DensityRow<Scalar>& result) {
+GUMBEL_EXT_DEVICE void density_gradients(Team& team, const DensityParams& p,
+                                         const OperandRows<Scalar>& row,
+                                         const OperandRow<Scalar>& values,
+                                         const OperandRow<Scalar>& logits,
+                                         const DensityRow<Scalar>& result) {
   const Scalar g = static_cast<const Scalar*>(p.grad)[row.row];
   const bool bad = result.bad(), boundary = result.boundary();
   const bool filled = bad || g == 0;

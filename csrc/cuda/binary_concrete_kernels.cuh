@@ -1,7 +1,7 @@
 // The binary concrete sample y = sigmoid((l + L) / tau), its gradient, and its noise alone.
 #pragma once
 
-#include "binary_params.h"
+#include "binary_concrete_params.h"
 #include "noise.cuh"
 
 namespace gumbel_ext {
@@ -17,18 +17,15 @@ struct ElementGroup {
   std::int64_t count;
   bool whole;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool holds(int j) const {
-    return first + j >= 0 && first + j < count;
-  }
+  GUMBEL_EXT_DEVICE bool holds(int j) const { return first + j >= 0 && first + j < count; }
 };
 
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY bool on_16_bytes(const void* address) {
+GUMBEL_EXT_DEVICE bool on_16_bytes(const void* address) {
   return reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
 }
 
 template <class T>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY auto read_one(const BroadcastOperand& operand,
-                                                       std::int64_t n) {
+GUMBEL_EXT_DEVICE auto read_one(const BroadcastOperand& operand, std::int64_t n) {
   const T* data = static_cast<const T*>(operand.data);
   if (operand.period == 1) return widen(data[0]);
   if (operand.repeat != 1) n /= operand.repeat;
@@ -37,9 +34,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY auto read_one(const BroadcastOperand& o
 
 // A group of an operand of type T, zeros where it has no element.
 template <class T, class Scalar, int kGroup>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void read_group(const BroadcastOperand& operand,
-                                                         const ElementGroup& group,
-                                                         Scalar (&out)[kGroup]) {
+GUMBEL_EXT_DEVICE void read_group(const BroadcastOperand& operand, const ElementGroup& group,
+                                  Scalar (&out)[kGroup]) {
   constexpr int kVectors = kGroup * static_cast<int>(sizeof(T)) / 16;
   union {
     uint4 vector[kVectors];
@@ -72,8 +68,8 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void read_group(const BroadcastOperand&
 }
 
 template <class T, class Scalar, int kGroup>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY void write_group(void* base, const ElementGroup& group,
-                                                          const Scalar (&in)[kGroup]) {
+GUMBEL_EXT_DEVICE void write_group(void* base, const ElementGroup& group,
+                                   const Scalar (&in)[kGroup]) {
   constexpr int kVectors = kGroup * static_cast<int>(sizeof(T)) / 16;
   union {
     uint4 vector[kVectors];
@@ -101,24 +97,21 @@ template <class Scalar>
 struct LogisticCurve {
   Scalar z, e, r;
 
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY LogisticCurve(Scalar score, Scalar inverse_tau) {
+  GUMBEL_EXT_DEVICE LogisticCurve(Scalar score, Scalar inverse_tau) {
     z = multiply(score, inverse_tau);
     e = power_of_two(multiply(z < 0 ? z : -z, static_cast<Scalar>(1.4426950408889634074)));
     const Scalar sum = add(Scalar(1), e);
     r = refined_reciprocal(sum);
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar sigmoid() const {
+  GUMBEL_EXT_DEVICE Scalar sigmoid() const {
     if (z != z) return z;
     return z < 0 ? multiply(e, r) : r;
   }
-  GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar slope() const {
-    return z != z ? z : multiply(multiply(e, r), r);
-  }
+  GUMBEL_EXT_DEVICE Scalar slope() const { return z != z ? z : multiply(multiply(e, r), r); }
 };
 
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar sample_of(BinaryOp op, Scalar score,
-                                                          Scalar inverse_tau) {
+GUMBEL_EXT_DEVICE Scalar sample_of(BinaryOp op, Scalar score, Scalar inverse_tau) {
   if (op == BinaryOp::kNoise) return score;
   if (op == BinaryOp::kHard) return score != score ? score : static_cast<Scalar>(score > 0);
   return LogisticCurve<Scalar>(score, inverse_tau).sigmoid();
@@ -126,18 +119,17 @@ GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar sample_of(BinaryOp op, Scalar sc
 
 // The gradient of a logit; z of a slope that is 0 may be infinite.
 template <class Scalar>
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY Scalar gradient_of(Scalar grad, Scalar score,
-                                                            Scalar inverse_tau, Scalar* term) {
+GUMBEL_EXT_DEVICE Scalar gradient_of(Scalar grad, Scalar score, Scalar inverse_tau, Scalar* term) {
   const LogisticCurve<Scalar> curve(score, inverse_tau);
   const Scalar gradient = multiply(multiply(grad, curve.slope()), inverse_tau);
   *term = curve.e == 0 ? Scalar(0) : -multiply(gradient, curve.z);
   return gradient;
 }
 
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY float inverse_tau_of(const BinaryParams& p, float) {
+GUMBEL_EXT_DEVICE float inverse_tau_of(const BinaryParams& p, float) {
   return p.inverse_tau_float32;
 }
-GUMBEL_EXT_DEVICE GUMBEL_EXT_INLINE_ONLY double inverse_tau_of(const BinaryParams& p, double) {
+GUMBEL_EXT_DEVICE double inverse_tau_of(const BinaryParams& p, double) {
   return p.inverse_tau_value;
 }
 

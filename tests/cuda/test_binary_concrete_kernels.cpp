@@ -1,13 +1,13 @@
 // The binary concrete's CUDA kernels, unchanged, under emulation: every type, operand and position
 // against float64 on the same noise.
 //
-// GUMBEL_EXT_ORDER and GUMBEL_EXT_FAIL_FAST as for test_cuda_kernels.
+// GUMBEL_EXT_ORDER and GUMBEL_EXT_FAIL_FAST as for test_gumbel_softmax_kernels.
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
 
-#include "../../csrc/cuda/launch_binary.cu"
+#include "../../csrc/cuda/binary_concrete_launch.cu"
 #include "kernel_test.h"
 
 namespace {

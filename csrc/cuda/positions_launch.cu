@@ -1,4 +1,5 @@
 // The table of rows' noise positions, Params::row_positions.
+#include "launch.cuh"
 #include "positions.cuh"
 
 namespace gumbel_ext {
@@ -20,9 +21,7 @@ namespace cuda {
 
 const char* launch_positions(const PositionGrid& positions, std::int64_t rows, std::int64_t* out,
                              void* stream) {
-  const std::int64_t blocks = (rows + 255) / 256;
-  const int grid = static_cast<int>(blocks < 65536 ? blocks : 65536);
-  GUMBEL_EXT_LAUNCH(positions_kernel, grid, 256, stream, positions, rows, out);
+  GUMBEL_EXT_LAUNCH(positions_kernel, elements_grid(rows), 256, stream, positions, rows, out);
   return launch_error();
 }
 
