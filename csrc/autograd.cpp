@@ -92,12 +92,14 @@ struct RecordedNode : torch::autograd::Node {
 
 void record(const NodeDescription& description, const variable_list& outputs,
             const variable_list& inputs, const std::vector<Saved>& saved,
-            std::function<void(const NodeCall&)> backward) {
+            std::function<void(const NodeCall&)> backward,
+            const std::function<void()>& set_tangents) {
   auto node = make_node<RecordedNode>();
   node->set_next_edges(torch::autograd::collect_next_edges(inputs));
   node->description = description;
   node->backward = std::move(backward);
   for (const at::Tensor& output : outputs) torch::autograd::set_history(output, node);
+  set_tangents();
   for (const Saved& s : saved) node->saved.emplace_back(s.tensor, s.is_output);
 }
 

@@ -227,9 +227,12 @@ struct NodeDescription {
 };
 
 // torch::autograd::Function refuses to run under a transform and has no forward mode. Where either
-// is wanted a node is recorded by this.
-void record(const NodeDescription& description, const variable_list& outputs,
-            const variable_list& inputs, const std::vector<Saved>& saved,
-            std::function<void(const NodeCall&)> backward);
+// is wanted a node is recorded by this. set_tangents() is called when the outputs have their
+// history and before they are saved: the tangent of an output may be a function of it, and that of
+// the gradient is made from the tangent.
+void record(
+    const NodeDescription& description, const variable_list& outputs, const variable_list& inputs,
+    const std::vector<Saved>& saved, std::function<void(const NodeCall&)> backward,
+    const std::function<void()>& set_tangents = [] {});
 
 }  // namespace gumbel_ext

@@ -225,8 +225,7 @@ typename Op::Result call_in_float32(Op& op) {
   return call(op);
 }
 
-// Declares an op, and registers what follows from its struct: shapes without data, its place under
-// autocast, the refusal of other layouts.
+// Declares an op and its place under autocast: all that an op needs that is made of others.
 template <class Op>
 void declare(torch::Library& m) {
   // Ops that may draw from a generator must say so, or compiled activation checkpointing replays
@@ -234,15 +233,16 @@ void declare(torch::Library& m) {
   const std::vector<at::Tag> deterministic{at::Tag::pt2_compliant_tag},
       random{at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
   m.def(Op::schema, Op::draws ? random : deterministic);
-  refuse_other_layouts(m, name_of<Op>());
   if constexpr (Op::autocast == Autocast::kFloat32) {
     implement<&call_in_float32<Op>>(m, c10::DispatchKey::AutocastCUDA);
   }
 }
 
+// Declares an op, and registers shapes without data and the refusal of other layouts.
 template <class Op>
 void define(torch::Library& m) {
   declare<Op>(m);
+  refuse_other_layouts(m, name_of<Op>());
   implement<&prepared<Op>>(m, c10::DispatchKey::Meta);
 }
 

@@ -181,28 +181,31 @@ Sample differentiable_sample(GumbelSoftmax a) {
   const Sample sample = call_below(a);
   const auto& [y, index, state] = sample;
   a.dim = wrapped_dim(name_of<GumbelSoftmax>(), a.logits, a.dim);
-  if (has_tangent(a.logits, a.tau_tensor)) {
+  const auto set_tangents = [&] {
+    if (!has_tangent(a.logits, a.tau_tensor)) return;
     const OptionalTensor& tau = a.tau_tensor;
     const at::Tensor tau_tangent = tau ? tau->_fw_grad(/*level=*/0) : at::Tensor();
     const OptionalTensor primal = tau ? OptionalTensor(tau->_fw_primal(/*level=*/0)) : std::nullopt;
     y._set_fw_grad(differentiable_tangent(a.logits._fw_grad(/*level=*/0), tau_tangent, y, index,
                                           temperature(a.tau, primal, y), a.dim),
                    /*level=*/0, /*is_inplace_op=*/false);
-  }
+  };
   if (records(a.logits, a.tau_tensor)) {
-    // After the tangent: that of the gradient is made from it.
-    record({"GumbelSoftmaxBackward", name_of<GumbelSoftmax>(), "the sample or tau"}, {y},
-           {a.logits, a.tau_tensor.value_or(at::Tensor())},
-           {Saved(y, /*output=*/true), index, a.tau_tensor},
-           [tau = a.tau, dim = a.dim](const NodeCall& node) {
-             const at::Tensor &y = node.saved[0], &index = node.saved[1],
-                              &tau_tensor = node.saved[2];
-             const bool tau_grad = node.wants(1);
-             const auto [grad_logits, grad_tau] = call(GumbelSoftmaxBackward{
-                 node.grads[0], y, index, tau, optional(tau_tensor), dim, tau_grad});
-             node.out[0] = grad_logits;
-             if (tau_grad) node.out[1] = reduced_to(grad_tau, tau_tensor);
-           });
+    record(
+        {"GumbelSoftmaxBackward", name_of<GumbelSoftmax>(), "the sample or tau"}, {y},
+        {a.logits, a.tau_tensor.value_or(at::Tensor())},
+        {Saved(y, /*output=*/true), index, a.tau_tensor},
+        [tau = a.tau, dim = a.dim](const NodeCall& node) {
+          const at::Tensor &y = node.saved[0], &index = node.saved[1], &tau_tensor = node.saved[2];
+          const bool tau_grad = node.wants(1);
+          const auto [grad_logits, grad_tau] = call(GumbelSoftmaxBackward{
+              node.grads[0], y, index, tau, optional(tau_tensor), dim, tau_grad});
+          node.out[0] = grad_logits;
+          if (tau_grad) node.out[1] = reduced_to(grad_tau, tau_tensor);
+        },
+        set_tangents);
+  } else {
+    set_tangents();
   }
   return sample;
 }

@@ -123,27 +123,31 @@ TwoTensors gumbel_log_softmax_autograd(GumbelLogSoftmax& a) {
   if (!recorded && !tangent) return sample;
   const at::Tensor& log_y = std::get<0>(sample);
   const int64_t dim = wrapped_dim(name_of<GumbelLogSoftmax>(), a.logits, a.dim);
-  if (tangent) {
+  const auto set_tangents = [&] {
+    if (!tangent) return;
     const OptionalTensor& tau = a.tau_tensor;
     const at::Tensor tau_tangent = tau ? tau->_fw_grad(/*level=*/0) : at::Tensor();
     const OptionalTensor primal = tau ? OptionalTensor(tau->_fw_primal(/*level=*/0)) : std::nullopt;
     log_y._set_fw_grad(log_tangent(a.logits._fw_grad(/*level=*/0), tau_tangent, log_y,
                                    temperature(a.tau, primal, log_y), dim),
                        /*level=*/0, /*is_inplace_op=*/false);
-  }
+  };
   if (recorded) {
     const OptionalTensor kept_tau = unchanging(a.tau_tensor);
-    // After the tangent: that of the gradient is made from it.
-    record({"GumbelLogSoftmaxBackward", name_of<GumbelLogSoftmax>(), "the sample or tau"}, {log_y},
-           {a.logits, kept_tau.value_or(at::Tensor())}, {Saved(log_y, /*output=*/true), kept_tau},
-           [tau = a.tau, dim](const NodeCall& node) {
-             const at::Tensor &log_y = node.saved[0], &tau_tensor = node.saved[1];
-             const bool tau_grad = node.wants(1);
-             const auto [grad_logits, grad_tau] = call(GumbelLogSoftmaxBackward{
-                 node.grads[0], log_y, tau, optional(tau_tensor), dim, tau_grad});
-             node.out[0] = grad_logits;
-             if (tau_grad) node.out[1] = reduced_to(grad_tau, tau_tensor);
-           });
+    record(
+        {"GumbelLogSoftmaxBackward", name_of<GumbelLogSoftmax>(), "the sample or tau"}, {log_y},
+        {a.logits, kept_tau.value_or(at::Tensor())}, {Saved(log_y, /*output=*/true), kept_tau},
+        [tau = a.tau, dim](const NodeCall& node) {
+          const at::Tensor &log_y = node.saved[0], &tau_tensor = node.saved[1];
+          const bool tau_grad = node.wants(1);
+          const auto [grad_logits, grad_tau] = call(GumbelLogSoftmaxBackward{
+              node.grads[0], log_y, tau, optional(tau_tensor), dim, tau_grad});
+          node.out[0] = grad_logits;
+          if (tau_grad) node.out[1] = reduced_to(grad_tau, tau_tensor);
+        },
+        set_tangents);
+  } else {
+    set_tangents();
   }
   return sample;
 }
