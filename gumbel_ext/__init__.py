@@ -43,6 +43,9 @@ except ImportError:
     if not (sys.argv[:1] == ["-m"] and "gumbel_ext.info" in sys.orig_argv):
         raise
 else:
+    # They register what tracing and torch.vmap make of the ops.
+    from gumbel_ext import _random_ops as _random_ops
+    from gumbel_ext import _vmap as _vmap
     from gumbel_ext import distributions as distributions
     from gumbel_ext import nn as nn
     from gumbel_ext._checkpoint import replay_generators

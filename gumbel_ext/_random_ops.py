@@ -10,7 +10,7 @@ and their order stays that of eager.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,22 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 
-_NAMESPACE = "gumbel_ext"
+from gumbel_ext._ops import NAMESPACE, arguments, random_ops
 
 _draw_rng_state = torch.ops.gumbel_ext.draw_rng_state.default
 
 # The last state of every device, whose generators know nothing of one another.
 _drawn: WeakKeyDictionary[Any, dict[torch.device, torch.Tensor]] = WeakKeyDictionary()
-
-
-def random_ops() -> Iterator[OpOverload]:
-    """The ops of this package that draw, by their tag."""
-    for name in torch._C._dispatch_get_all_op_names():
-        namespace, _, op_name = name.partition("::")
-        if namespace == _NAMESPACE:
-            op = getattr(torch.ops.gumbel_ext, op_name).default
-            if torch.Tag.nondeterministic_seeded in op.tags:
-                yield op
 
 
 def _trace_state(
@@ -63,11 +53,10 @@ def _trace_draw(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    names = [argument.name for argument in op._schema.arguments]
-    values = dict(zip(names, args, strict=False)) | dict(kwargs or {})
+    values = arguments(op, args, kwargs or {})
     # The mode leaves other subclasses to themselves, and comes back for the tensors in them.
     foreign = any(kind is not FakeTensor for kind in types)
-    if foreign or values.get("rng_state") is not None or _draws_nothing(values):
+    if foreign or values["rng_state"] is not None or _draws_nothing(values):
         return mode.__torch_dispatch__(op, types, args, dict(kwargs or {}))
     with mode:
         values["rng_state"] = _draw_rng_state(args[0], values["generator"])
@@ -83,8 +72,8 @@ def _draws_nothing(values: Mapping[str, Any]) -> bool:
     return any(statically_known_true(extent == 0) for extent in (*shape, values.get("k", 1)))
 
 
-_library = torch.library.Library(_NAMESPACE, "FRAGMENT")
-for _op in random_ops():
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+for _op in random_ops().values():
     torch.library.register_torch_dispatch(
         _op._schema.name,
         ProxyTorchDispatchMode,

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from gumbel_ext import _functorch_binary as _functorch_binary  # registers torch.vmap's rules
 from gumbel_ext._arguments import (
     ErrorsOf,
     as_bool,

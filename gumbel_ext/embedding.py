@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-# registers torch.vmap's rules
-from gumbel_ext import _functorch_embedding as _functorch_embedding
 from gumbel_ext._arguments import as_bool, as_int, check_local, checked_state, split_tau
 
 __all__ = ["gumbel_embedding"]

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from gumbel_ext import _functorch_estimators as _functorch_estimators  # torch.vmap's rules
 from gumbel_ext._arguments import (
     as_bool,
     as_graph_input,

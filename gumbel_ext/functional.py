@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from gumbel_ext import _functorch as _functorch  # registers what torch.vmap does with the ops
-from gumbel_ext import _random_ops as _random_ops  # and what tracing does
 from gumbel_ext._arguments import (
     as_bool,
     as_int,

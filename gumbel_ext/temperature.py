@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-# registers torch.vmap's rules
-from gumbel_ext import _functorch_deterministic as _functorch_deterministic
 from gumbel_ext._arguments import (
     ErrorsOf,
     as_bool,
