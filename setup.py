@@ -83,6 +83,7 @@ if not Path(sysconfig.get_path("include"), "Python.h").is_file():
 
 VERSION = runpy.run_path(str(ROOT / "gumbel_ext" / "_version.py"))["__version__"]
 
+
 def below_csrc(*patterns: str) -> list[str]:
     found = (path for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
     return sorted(path.relative_to(ROOT).as_posix() for path in found)

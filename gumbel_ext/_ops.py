@@ -26,18 +26,13 @@ def ops() -> dict[str, OpOverload]:
 
 def random_ops() -> dict[str, OpOverload]:
     """Those that may draw from a generator, by their tag."""
-    return {
-        name: op for name, op in ops().items() if torch.Tag.nondeterministic_seeded in op.tags
-    }
+    return {name: op for name, op in ops().items() if torch.Tag.nondeterministic_seeded in op.tags}
 
 
 def arguments(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by their names, those left to their defaults included."""
     given = dict(zip((a.name for a in op._schema.arguments), args, strict=False)) | dict(kwargs)
-    return {
-        a.name: given[a.name] if a.name in given else a.default_value
-        for a in op._schema.arguments
-    }
+    return {a.name: given.get(a.name, a.default_value) for a in op._schema.arguments}
 
 
 def is_composite(op: OpOverload) -> bool:

@@ -58,7 +58,7 @@ class _Call:
 
     # ---- levels and batch dimensions
 
-    def below(self, given: Mapping[str, Any] | None = None, **changed: Any) -> Results:
+    def below(self, given: Arguments | None = None, **changed: Any) -> Results:
         """The op for the levels below, and these rules there once more."""
         results = self.op(*((self.given if given is None else given) | changed).values())
         return results if isinstance(results, tuple) else (results,)
@@ -82,9 +82,7 @@ class _Call:
 
     def wrap_wanted(self, results: Sequence[Tensor]) -> Results:
         """Results with their batch dimension; what was not asked for is empty and has none."""
-        return tuple(
-            self.wrap(r) if self.wants(i) else r for i, r in enumerate(results)
-        )
+        return tuple(self.wrap(r) if self.wants(i) else r for i, r in enumerate(results))
 
     def wants(self, result: int) -> bool:
         name = self.op._schema.returns[result].name or ""
@@ -198,7 +196,7 @@ class _Call:
         wrapped = self.wrap_wanted(results)
         return tuple(results[i] if i in states else wrapped[i] for i in range(len(results)))
 
-    def example(self, i: int, given: Mapping[str, Any]) -> Arguments:
+    def example(self, i: int, given: Arguments) -> Arguments:
         """The arguments of one of the examples."""
         own = dict(given)
         for name, value in given.items():
@@ -207,7 +205,7 @@ class _Call:
                 own[name] = value[i] if batched else value
         return own
 
-    def one_by_one(self, given: Mapping[str, Any] | None = None) -> list[Results]:
+    def one_by_one(self, given: Arguments | None = None) -> list[Results]:
         """The op on each example, for noise that positions cannot tell: a state for each."""
         given = self.given if given is None else given
         return [self.below(self.example(i, given)) for i in range(self.size)]
@@ -253,8 +251,9 @@ def _noise(call: _Call) -> Results:
     if call.has_own_states():
         return call.stacked(call.one_by_one())
     if different:
-        whole = {"size": [call.size, *size], "positions": call.positions(size, different)}
-        noise, *state = call.below(**whole)
+        noise, *state = call.below(
+            size=[call.size, *size], positions=call.positions(size, different)
+        )
         return call.wrap(noise), *state
     no_example = call.has_batch("rng_state")
     noise, *state = call.below(rng_state=call.common_state())

@@ -35,7 +35,6 @@ from gumbel_ext._arguments import (
 )
 from gumbel_ext._positions import row_major_strides
 from gumbel_ext._sharded_rows import ClassShard, sharded_argmax, sharded_softmax
-from gumbel_ext.functional import draw_rng_state
 
 __all__ = ["Shard", "gumbel_argmax", "gumbel_noise", "gumbel_softmax"]
 
@@ -122,7 +121,11 @@ def _state_of_call(
 ) -> Tensor:
     """``[seed, offset]``, drawn also where the local part is empty: generators advance alike."""
     if rng_state is None:
-        return draw_rng_state(generator, device=device)
+        check_optional(function, None, generator, None, device)
+        state: Tensor = torch.ops.gumbel_ext.draw_rng_state(
+            torch.empty(0, device=device), generator
+        )
+        return state
     if generator is not None:
         raise ValueError(f"{function}: give either generator or rng_state, not both")
     return rng_state

@@ -51,7 +51,7 @@ def plan_of(tmp_path_factory):
 
 
 def regime_name(op, dtype, plan):
-    """As tests/cuda/check_binary.py names the kernel that gumbel_softmax_launch.cuh takes for the plan."""
+    """The name in tests/cuda/check_binary.py of the kernel that a plan is launched with."""
     regime, team, groups, _ = plan
     at_once = 1 if dtype == "float64" else 2
     lanes = f"{team} lane{'s' * (team > 1)} a row" if team < 32 else "a warp a row"

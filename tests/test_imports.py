@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PACKAGES = ["benchmarks"]
+PACKAGES = ["benchmarks", "gumbel_ext"]
 
 
 def modules_of(package):

@@ -84,5 +84,7 @@ at::Tensor gumbel_topk_cuda(GumbelTopk& a) {
 }  // namespace gumbel_ext
 
 TORCH_LIBRARY_IMPL(gumbel_ext, CUDA, m) {
-  gumbel_ext::implement<&gumbel_ext::cuda::gumbel_topk_cuda>(m);
+  using namespace gumbel_ext::cuda;
+  using gumbel_ext::implement;
+  implement<&gumbel_topk_cuda>(m);
 }

@@ -20,6 +20,8 @@ from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
+
+
 def flags() -> list[str]:
     found = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
     found += ["-Wno-unknown-pragmas", "-DGUMBEL_EXT_EMULATE_CUDA"]
