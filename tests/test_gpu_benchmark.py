@@ -72,7 +72,7 @@ def regime_name(op, dtype, plan):
 def test_shapes_run_in_the_regimes_that_they_stand_for(benchmarks, plan_of, multiprocessors):
     from benchmarks.cases.core.regimes import KERNELS_OF, regimes
 
-    ops = ["soft", "hard", "index", "backward", "backward, recomputed"]
+    ops = ["soft", "log soft", "hard", "index", "backward", "backward, recomputed"]
     types = ["float64", "float32", "bfloat16", "float16"]
     asked, lines = [], []
     for kernels in KERNELS_OF.items():

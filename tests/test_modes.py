@@ -620,7 +620,7 @@ def test_saved_tensors_pass_through_hooks(device, state, hard):
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         y = gumbel_ext.gumbel_softmax(logits, 0.5, hard, rng_state=state)
     sizes = [tensor.numel() for tensor in packed]
-    assert sizes == ([2000, 40, 2] if hard else [2000, 40])
+    assert sizes == ([40, 2000, 2] if hard else [40, 2000])
     (actual,) = torch.autograd.grad((y * weights_of(logits)).sum(), logits)
     assert torch.equal(actual, expected)
     assert len(unpacked) == len(packed)

@@ -11,7 +11,7 @@ from torch._library.simple_registry import find_torch_dispatch_rule
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, make_fx
 
 import gumbel_ext
-from gumbel_ext._random_ops import random_ops
+from gumbel_ext._ops import random_ops
 
 OPS = torch.ops.gumbel_ext
 # Partitions as Inductor does, and runs the graphs as they are.
@@ -102,13 +102,13 @@ def test_the_calls_are_of_every_op_that_draws(device):
         if node.op == "call_function"
     }
     # It is made of the others.
-    assert set(random_ops()) - called == {OPS.decoupled_gumbel_softmax.default}
+    assert set(random_ops().values()) - called == {OPS.decoupled_gumbel_softmax.default}
 
 
 @pytest.mark.parametrize("name", graph_calls.DRAWING)
 def test_a_graph_draws_states_alone(device, name):
     graph = graph_of(draw_of(name), device)
-    drawing = [node for node in graph.nodes if node.target in set(random_ops())]
+    drawing = [node for node in graph.nodes if node.target in random_ops().values()]
     states = [node for node in drawing if node.target is OPS.draw_rng_state.default]
     assert states
     for node in drawing:
@@ -211,6 +211,6 @@ def test_a_draw_in_a_checkpointed_block(device):
 
 
 def test_registration_is_of_every_op_and_leaves_nothing_else():
-    for op in random_ops():
+    for op in random_ops().values():
         assert find_torch_dispatch_rule(op, ProxyTorchDispatchMode) is not None
     assert not [finder for finder in sys.meta_path if "gumbel_ext" in type(finder).__module__]
