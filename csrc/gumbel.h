@@ -24,8 +24,7 @@
 namespace gumbel_ext {
 inline namespace GUMBEL_EXT_ISA {
 
-// ---- constants by precision
-// ------------------------------------------------------------------------------------------
+// ---- constants by precision ---------------------------------------------------------------------
 
 template <class Scalar>
 struct Numerics;
@@ -119,27 +118,43 @@ struct Numerics<double> {
   }
 };
 
-// ---- what a real type F must offer
-// -----------------------------------------------------------------------------------
+// ---- what a real type F must offer --------------------------------------------------------------
 
 // Specialised beside each F:
-//   Scalar                       float or double
-//   Bits                         the integer type (or vector) of the same width
-//   F splat(Scalar), Bits splat_bits(Numerics<Scalar>::Bits)
-// and, found by argument-dependent lookup:
-//   F: + - *, fma(a, b, c) = a*b + c rounded once, less(a, b) -> mask, select(mask, a, b),
-//   zero_unless(mask, a), bits(F) -> Bits Bits: + - & | ^, shift_left(b, Int<n>), shift_right(b,
-//   Int<n>) (logical), real(Bits) -> F 32-bit Bits also: spread_top_bit(b) (arithmetic shift by
-//   31), as_mask(b) of that, top_bit(b) -> mask good for any() and select() only, to_real(b) for 0
-//   <= b < 2^31
+//
+//   Scalar                                   float or double
+//   Bits                                     the integer type, or vector, of the same width
+//   F splat(Scalar)
+//   Bits splat_bits(Numerics<Scalar>::Bits)
+//
+// Found by argument-dependent lookup, for F:
+//
+//   + - *
+//   fma(a, b, c)                             a * b + c rounded once
+//   less(a, b) -> mask
+//   select(mask, a, b), zero_unless(mask, a)
+//   bits(F) -> Bits
+//
+// For Bits:
+//
+//   + - & | ^
+//   shift_left(b, Int<n>)
+//   shift_right(b, Int<n>)                   logical
+//   real(Bits) -> F
+//
+// For Bits of 32 bits also:
+//
+//   spread_top_bit(b)                        arithmetic shift by 31
+//   as_mask(b)                               of that
+//   top_bit(b) -> mask                       good for any() and select() only
+//   to_real(b)                               for 0 <= b < 2^31
 template <class F>
 struct RealTraits;
 
 template <int n>
 struct Int {};
 
-// ---- functions
-// -------------------------------------------------------------------------------------------------------
+// ---- functions ----------------------------------------------------------------------------------
 
 // Eight terms as even and odd powers: half the latency of Horner's scheme, x^2 being at hand
 // anyway, and hardly more instructions. (Estrin's would save a little more latency, but each of its

@@ -28,7 +28,7 @@ struct BinaryProblem {
   bool hard = false;
 
   RunOperand logits;
-  RunOperand inverse_tau;     // of the type computed in, normal numbers
+  RunOperand inverse_tau;     // of the accumulate type, normal numbers
   RunOperand grad;            // of y; without it the forward is asked for
   void* out;                  // y or the gradient of logits, row-major
   void* tau_terms = nullptr;  // what each element adds to the gradient of tau, of the type computed

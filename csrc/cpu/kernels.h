@@ -46,7 +46,7 @@ struct KernelTable {
   double (*exponentiate)(ElementType type, const void* z, std::int64_t count, double largest,
                          double tau, void* e);
   // and the sum of y (grad - shift), or with `dot` that of log(y) y (grad - shift - dot). y is of
-  // the type of grad, or of the type computed in.
+  // the type of grad, or of the accumulate type.
   double (*dot)(ElementType type, bool computed_y, const void* y, const void* grad,
                 std::int64_t count, double shift, const double* dot);
   // The noise that given words make, for tests of the far ends; float or double.

@@ -57,7 +57,7 @@ struct Problem {
   Operand grad_logits;
   // [rows], [outer, k, inner] of gumbel_topk: written by a forward if not null, read by a backward.
   std::int64_t* index;
-  void* grad_tau;  // [rows] of the type computed in, optional
+  void* grad_tau;  // [rows] of the accumulate type, optional
 
   std::int64_t rows() const { return outer * inner; }
 };
@@ -117,7 +117,7 @@ enum class Step { kNoise, kExponentiate, kNormalize, kDot, kLogDot, kGradient };
 
 struct SplitRow {
   std::int64_t row;
-  void* work;  // classes elements of the type computed in: logits + noise, then y
+  void* work;  // classes elements of the accumulate type: logits + noise, then y
   ChunkState* chunks;
   double largest, sum, dot, log_dot;
 };
@@ -126,7 +126,7 @@ struct SplitRow {
 constexpr int kMaxCoordinates = 3;
 
 struct PositionRow {
-  const void* positions;  // [coordinates, classes] of the type computed in
+  const void* positions;  // [coordinates, classes] of the accumulate type
   int coordinates;
   std::int64_t classes;
   double beta;

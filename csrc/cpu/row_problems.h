@@ -32,7 +32,7 @@ struct RowShape {
 struct LogSampleProblem : RowShape {
   Operand logits;
   Operand mask;   // bytes, optional
-  Operand noise;  // of the type computed in; without it noise is made, for positions of stride 1
+  Operand noise;  // of the accumulate type; without it noise is made, for positions of stride 1
   std::uint64_t seed, offset_of_state, first_position;
   Strides positions;  // contiguous: those of consecutive rows follow each other
   void* log_y;
@@ -40,20 +40,20 @@ struct LogSampleProblem : RowShape {
 
 struct LogGradientProblem : RowShape {
   Operand grad;
-  Operand log_y;  // of the type computed in
+  Operand log_y;  // of the accumulate type
   void* grad_logits;
-  void* grad_tau;  // [rows] of the type computed in, optional
+  void* grad_tau;  // [rows] of the accumulate type, optional
 };
 
 struct DensityProblem : RowShape {
   bool log_space;
   Operand value, logits;
-  void* density;  // [rows] of the type computed in: written by a forward
-  // Those of a backward. Gradients are of the type computed in where `wide`, else of the inputs'.
-  Operand grad;       // [rows] of the type computed in
+  void* density;  // [rows] of the accumulate type: written by a forward
+  // Those of a backward. Gradients are of the accumulate type where `wide`, else of the inputs'.
+  Operand grad;       // [rows] of the accumulate type
   void* grad_value;   // optional
   void* grad_logits;  // optional
-  void* grad_tau;     // [rows] of the type computed in, optional
+  void* grad_tau;     // [rows] of the accumulate type, optional
   bool wide_grad_value, wide_grad_logits;
 };
 

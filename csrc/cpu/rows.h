@@ -19,8 +19,7 @@ class RowWorker {
   explicit RowWorker(const Problem& problem)
       : p_(problem), noise_(problem.seed, problem.offset, !problem.noise), search_(noise_) {}
 
-  // ---- kRows
-  // -------------------------------------------------------------------------------------------------------
+  // ---- kRows ------------------------------------------------------------------------------------
 
   void forward(std::int64_t row, std::int64_t rows) {
     if (!p_.output || p_.hard) {
@@ -49,14 +48,12 @@ class RowWorker {
     gradient_rows(row, rows, Run<const A>{y.data, y.end});
   }
 
-  // ---- kSlabs
-  // ------------------------------------------------------------------------------------------------------
+  // ---- kSlabs -----------------------------------------------------------------------------------
 
   void forward_slab(std::int64_t outer) { slab(outer, false); }
   void backward_recompute_slab(std::int64_t outer) { slab(outer, true); }
 
-  // ---- kSplitRow
-  // ---------------------------------------------------------------------------------------------------
+  // ---- kSplitRow --------------------------------------------------------------------------------
 
   void split_step(Step step, const SplitRow& split, std::int64_t chunk_begin,
                   std::int64_t chunk_end) {
@@ -142,8 +139,7 @@ class RowWorker {
   }
 
  private:
-  // ---- noise
-  // -------------------------------------------------------------------------------------------------------
+  // ---- noise ------------------------------------------------------------------------------------
 
   // Noisy logits of whole rows, one after the other; inner == 1.
   void noisy_rows(std::int64_t row, std::int64_t rows, A* z, const A* z_end) {
@@ -181,8 +177,7 @@ class RowWorker {
     for (std::int64_t j = 0; j < count; ++j) start[j * operand.class_stride] = data[j];
   }
 
-  // ---- soft
-  // --------------------------------------------------------------------------------------------------------
+  // ---- soft -------------------------------------------------------------------------------------
 
   template <class Out>
   void soft_rows(std::int64_t row, std::int64_t rows, Run<Out> y, std::int64_t* index) {
@@ -294,8 +289,7 @@ class RowWorker {
     normalize_chunk(e, classes, e_end, static_cast<A>(1.0 / total), y, y_end);
   }
 
-  // ---- hard, index only
-  // --------------------------------------------------------------------------------------------
+  // ---- hard, index only -------------------------------------------------------------------------
 
   void pick_rows(std::int64_t row, std::int64_t rows) {
     const std::int64_t classes = p_.classes;
@@ -413,8 +407,7 @@ class RowWorker {
     }
   }
 
-  // ---- backward
-  // ----------------------------------------------------------------------------------------------------
+  // ---- backward ---------------------------------------------------------------------------------
 
   template <class Y>
   void gradient_rows(std::int64_t row, std::int64_t rows, Run<const Y> y) {
@@ -524,8 +517,7 @@ class RowWorker {
     }
   }
 
-  // ---- slabs
-  // -------------------------------------------------------------------------------------------------------
+  // ---- slabs ------------------------------------------------------------------------------------
 
   void slab(std::int64_t outer, bool recompute) {
     constexpr std::int64_t kMaxInner = 16;
@@ -574,8 +566,7 @@ class RowWorker {
     }
   }
 
-  // ---- buffers
-  // -----------------------------------------------------------------------------------------------------
+  // ---- buffers ----------------------------------------------------------------------------------
 
   std::int64_t capacity(std::int64_t rows) const {
     return std::max(kTile, rows * p_.classes) + kLanes;

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "../strided.h"
 #include "row_problems.h"
 #include "tensors.h"
 
@@ -39,25 +40,11 @@ class RowsBuilder {
   }
 
   void finish() {
-    int dims = 0;
-    for (size_t d = 0; d + 1 < sizes_.size(); ++d) {
-      if (sizes_[d] == 1) continue;
-      bool merges = dims > 0;
-      for (size_t i = 0; i < operands_.size() && merges; ++i) {
-        merges = operands_[i]->stride[dims - 1] == strides_[i][d] * sizes_[d];
-      }
-      if (merges) {
-        shape_.size[--dims] *= sizes_[d];
-      } else {
-        shape_.size[dims] = sizes_[d];
-      }
-      for (size_t i = 0; i < operands_.size(); ++i) operands_[i]->stride[dims] = strides_[i][d];
-      ++dims;
-    }
-    shape_.dims = dims;
+    shape_.dims = merge_dimensions(sizes_, static_cast<int64_t>(sizes_.size()) - 1, strides_.data(),
+                                   operands_.data(), operands_.size(), shape_.size, kMaxDims);
   }
 
-  // `passes`: how often the work goes over a row.
+  // `passes`: the number of passes over a row.
   template <class Run>
   void run(Run run, int64_t passes = 1) {
     finish();

@@ -225,8 +225,7 @@ GUMBEL_EXT_INLINE void store_words(std::uint32_t* p, const U32& a) {
   for (int i = 0; i < kLanes / RegU32::lanes; ++i) store(p + i * RegU32::lanes, a.r[i]);
 }
 
-// ---- element types in memory
-// -----------------------------------------------------------------------------------------
+// ---- element types in memory --------------------------------------------------------------------
 
 GUMBEL_EXT_INLINE RegF32 load_register(const float* p, RegF32) { return RegF32::load(p); }
 GUMBEL_EXT_INLINE RegF64 load_register(const double* p, RegF64) { return RegF64::load(p); }
@@ -265,8 +264,7 @@ GUMBEL_EXT_INLINE void store(T* p, const Pack<Reg, count>& a) {
   for (int i = 0; i < count; ++i) store_register(p + i * Reg::lanes, a.r[i]);
 }
 
-// ---- lanes
-// -----------------------------------------------------------------------------------------------------------
+// ---- lanes --------------------------------------------------------------------------------------
 
 constexpr int lanes_of(RegM32) { return RegF32::lanes; }
 constexpr int lanes_of(RegM64) { return RegF64::lanes; }

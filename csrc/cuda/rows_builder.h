@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../row_tensors.h"
+#include "../strided.h"
 #include "rows_params.h"
 #include "tensors.h"
 
@@ -54,28 +55,11 @@ class RowsBuilder {
 
   // Whether the kernels know that many dimensions.
   bool merge() {
-    int dims = 0;
-    for (size_t d = 0; d + 1 < sizes_.size(); ++d) {
-      if (sizes_[d] == 1) continue;
-      const auto at = static_cast<int64_t>(d);
-      bool merges = dims > 0;
-      for (size_t i = 0; i < tensors_.size() && merges; ++i) {
-        merges = operands_[i]->stride[dims - 1] == tensors_[i].stride(at) * sizes_[d];
-      }
-      if (merges) {
-        p_.size[--dims] *= sizes_[d];
-      } else if (dims == kRowDims) {
-        return false;
-      } else {
-        p_.size[dims] = sizes_[d];
-      }
-      for (size_t i = 0; i < tensors_.size(); ++i) {
-        operands_[i]->stride[dims] = tensors_[i].stride(at);
-      }
-      ++dims;
-    }
-    p_.dims = dims;
-    return true;
+    std::vector<at::IntArrayRef> strides;
+    for (const at::Tensor& t : tensors_) strides.push_back(t.strides());
+    p_.dims = merge_dimensions(sizes_, static_cast<int64_t>(sizes_.size()) - 1, strides.data(),
+                               operands_.data(), operands_.size(), p_.size, kRowDims);
+    return p_.dims >= 0;
   }
 
   RowsParams& p_;

@@ -34,14 +34,14 @@ namespace {
 
 // ---- in PyTorch's ops, differentiable any number of times ---------------------------------------
 
-// Logits in the type computed in, -inf where the mask forbids.
+// Logits in the accumulate type, -inf where the mask forbids.
 at::Tensor scores_of(const at::Tensor& logits, const OptionalTensor& mask) {
   const at::Tensor scores = logits.to(compute_dtype(logits.scalar_type()));
   return mask ? scores.masked_fill(mask->logical_not(), -std::numeric_limits<double>::infinity())
               : scores;
 }
 
-// softmax(logits / tau) in the type computed in, with derivatives by the shifted formula: the
+// softmax(logits / tau) in the accumulate type, with derivatives by the shifted formula: the
 // chosen entry keeps its value and is differentiated as 1 - (the others), so that softmax receives
 // dy - dy[index].
 at::Tensor soft_vector(const at::Tensor& logits, const at::Tensor& t, const at::Tensor& index,

@@ -39,8 +39,7 @@ void check(bool ok, const std::string& what) {
   if (!ok && failed <= 30) std::printf("FAILED %s\n", what.c_str());
 }
 
-// ---- tensors
-// ---------------------------------------------------------------------------------------------------------
+// ---- tensors ------------------------------------------------------------------------------------
 
 // The memory orders of [outer, classes, inner] that problems come in.
 enum class Layout { kContiguous, kClassesFirst, kClassesLast, kPadded };
@@ -101,8 +100,7 @@ class Buffer {
   std::vector<char> bytes_;
 };
 
-// ---- reference
-// -------------------------------------------------------------------------------------------------------
+// ---- reference ----------------------------------------------------------------------------------
 
 // Textbook Philox4x32-10, written apart from csrc/philox.h.
 std::uint32_t reference_word(std::uint64_t seed, std::uint64_t draw, std::uint64_t n) {
@@ -126,8 +124,7 @@ double reference_noise(std::uint64_t seed, std::uint64_t offset, std::uint64_t n
   return -std::log(-std::log((4294967295.0 - hi) * 0x1p-32 + (4294967295.5 - lo) * 0x1p-64));
 }
 
-// ---- cases
-// -----------------------------------------------------------------------------------------------------------
+// ---- cases --------------------------------------------------------------------------------------
 
 // Where noise positions of [outer, classes, inner] lie.
 enum class Places {
